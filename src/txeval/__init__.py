@@ -1,0 +1,1 @@
+"""How good is a representation of transcriptomes for perturbation analysis?"""

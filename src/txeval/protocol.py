@@ -1,0 +1,154 @@
+"""Protocols: every parameter of the benchmark, as data in YAML files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from txeval.errors import InputError, unknown
+
+__all__ = ["Protocol", "list_protocols", "load_protocol"]
+
+_SECTIONS = {
+    "name": str,
+    "extends": str,
+    "description": str,
+    "quality_control": dict,
+    "split": dict,
+    "seeds": int,
+    "post_processing": dict,
+    "tasks": dict,
+}
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """A named set of parameters.
+
+    Attributes
+    ----------
+    quality_control
+        `min_counts`: samples with a total raw count at or below it are dropped.
+    split
+        `scheme` ("paper" or "reference"), `seed`, `train_fraction`.
+    seeds
+        Number of seeds, 0 .. seeds - 1.
+    post_processing
+        `choices` and the parameters of each choice.
+    tasks
+        Task name -> its parameters; absent ones keep the task's default.
+    """
+
+    name: str
+    description: str = ""
+    quality_control: Mapping[str, Any] = field(default_factory=dict)
+    split: Mapping[str, Any] = field(default_factory=dict)
+    seeds: int = 5
+    post_processing: Mapping[str, Any] = field(default_factory=dict)
+    tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data that `load_protocol` would read back."""
+        return {
+            "name": self.name,
+            "description": self.description,
+            "quality_control": dict(self.quality_control),
+            "split": dict(self.split),
+            "seeds": self.seeds,
+            "post_processing": dict(self.post_processing),
+            "tasks": {name: dict(params) for name, params in self.tasks.items()},
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Digest of every parameter (not of the name or the description)."""
+        content = {key: value for key, value in self.to_dict().items() if key not in ("name", "description")}
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def list_protocols() -> list[str]:
+    """Names of the protocols that ship with the package."""
+    folder = resources.files("txeval") / "protocols"
+    return sorted(item.name.removesuffix(".yaml") for item in folder.iterdir() if item.name.endswith(".yaml"))
+
+
+def load_protocol(source: str | Path) -> Protocol:
+    """Load a protocol by name or from a YAML file, with what it extends.
+
+    Raises
+    ------
+    InputError
+        For a name or file that does not exist, YAML that does not parse, or a section that is none.
+    """
+    return _build(_resolve(str(source), ()))
+
+
+def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
+    if source in seen:
+        raise InputError(f"protocols extend each other in a circle: {' -> '.join([*seen, source])}")
+    content, where = _read(source)
+    for key, value in content.items():
+        if key not in _SECTIONS:
+            raise unknown("section", str(key), _SECTIONS, where=where)
+        if not isinstance(value, _SECTIONS[key]) or isinstance(value, bool):
+            raise InputError(f"{where}: section {key} is {value!r}", remedy=f"it must be a {_SECTIONS[key].__name__}")
+    for name, params in content.get("tasks", {}).items():
+        if not isinstance(params, dict):
+            raise InputError(f"{where}: tasks: {name} is {params!r}", remedy="give its parameters as name: value lines")
+    parent = content.get("extends")
+    if parent is None:
+        return content
+    base_source = parent
+    if parent not in list_protocols() and Path(where).suffix in {".yaml", ".yml"}:
+        base_source = str(Path(where).parent / parent)
+    return _merge(_resolve(base_source, (*seen, source)), content)
+
+
+def _read(source: str) -> tuple[dict[str, Any], str]:
+    path = Path(source)
+    if path.suffix in {".yaml", ".yml"}:
+        if not path.is_file():
+            raise InputError(f"protocol file {source} does not exist", remedy="give a YAML file or a protocol's name")
+        text, where = path.read_text(encoding="utf-8"), str(path)
+    else:
+        if source not in list_protocols():
+            raise unknown("protocol", source, list_protocols())
+        text, where = (resources.files("txeval") / "protocols" / f"{source}.yaml").read_text("utf-8"), source
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as why:
+        raise InputError(f"protocol file {where} is not YAML: {why}") from None
+    if not isinstance(content, dict):
+        raise InputError(f"protocol file {where} holds no sections", remedy=f"use sections {', '.join(_SECTIONS)}")
+    content.setdefault("name", Path(where).stem)
+    return content, where
+
+
+def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in change.items():
+        merged[key] = _merge(base[key], value) if isinstance(value, dict) and isinstance(base.get(key), dict) else value
+    return merged
+
+
+def _build(content: dict[str, Any]) -> Protocol:
+    content.pop("extends", None)
+    protocol = Protocol(**content)
+    allowed = {
+        "quality_control": {"min_counts"},
+        "split": {"scheme", "seed", "train_fraction"},
+    }
+    for section, names in allowed.items():
+        for key in getattr(protocol, section):
+            if key not in names:
+                raise unknown("parameter", str(key), names, where=f"protocol {protocol.name}, section {section}")
+    if protocol.seeds < 1:
+        raise InputError(f"protocol {protocol.name}: seeds is {protocol.seeds}", remedy="use at least one seed")
+    return protocol

@@ -1,0 +1,244 @@
+"""What a level is: a frozen specification, a preparation step and metrics on what was prepared."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
+
+import numpy as np
+import pandas as pd
+
+from txeval.compute.arrays import Ints, Rows, Strings
+from txeval.compute.intervals import Units
+from txeval.compute.random import stream
+from txeval.data.samples import Samples
+from txeval.errors import NotComputable
+
+__all__ = [
+    "Expression",
+    "Metric",
+    "Params",
+    "Prepared",
+    "Samples",
+    "Score",
+    "Task",
+    "TaskInputs",
+    "TaskResult",
+    "run_task",
+]
+
+#: What a task hands to its metrics: any object of its own.
+Prepared = Any
+
+Params = Any
+
+
+class Expression(Protocol):
+    """Log-normalised expression of the kept samples, read by row blocks."""
+
+    @property
+    def genes(self) -> Strings:
+        """(g,) gene names."""
+        ...
+
+    @property
+    def note(self) -> str:
+        """How the values were made from what the file holds."""
+        ...
+
+    def blocks(self, rows: Ints, *, max_elements: int | None = None) -> Iterator[tuple[slice, Any]]:
+        """Blocks of the given rows, in their order: (slice into `rows`, float32 array (m, g))."""
+        ...
+
+    def gene_means(self, rows: Ints, *, scale: str) -> Any:
+        """(g,) float64 mean per gene over rows, on `scale` "counts" or "lognorm"; raises NotComputable."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """Everything that one cell of the plan may read.
+
+    Attributes
+    ----------
+    embedding
+        (n, d) post-processed embedding, rows on demand, in the order of `samples`.
+    splits
+        Row numbers per split name: "train", "test", "heldout".
+    expression
+        None where the screen has no expression matrix that serves.
+    relations
+        Database name -> frame with two columns of gene names.
+    params
+        The task's own frozen parameters.
+    """
+
+    embedding: Rows
+    samples: Samples
+    splits: Mapping[str, Ints]
+    params: Params
+    seed: int = 0
+    expression: Expression | None = None
+    relations: Mapping[str, pd.DataFrame] = field(default_factory=dict)
+    device: str = "cpu"
+    threads: int = 1
+
+    def rng(self, *names: str | int) -> np.random.Generator:
+        """Random stream for (seed, names)."""
+        return stream(self.seed, *names)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One number, or the reason why there is none.
+
+    Attributes
+    ----------
+    subset
+        What part of the metric it is, such as the name of a database; "" for the whole.
+    chance, chance_low, chance_high
+        What a representation without information would get, and its 95 % range where known.
+    n_samples, n_groups
+        How much went in; `group` names what a group is.
+    left_out
+        Reason -> how many were left out for it.
+    units
+        Contributions per resampling unit, for intervals.
+    """
+
+    value: float | None = None
+    reason: str = ""
+    subset: str = ""
+    chance: float | None = None
+    chance_low: float | None = None
+    chance_high: float | None = None
+    n_samples: int | None = None
+    n_groups: int | None = None
+    group: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+    units: Units | None = None
+
+    def __post_init__(self) -> None:
+        if self.value is not None and not np.isfinite(self.value):
+            object.__setattr__(self, "reason", self.reason or f"the result is {self.value}")
+            object.__setattr__(self, "value", None)
+        if self.value is None and not self.reason:
+            raise ValueError("a score without a value needs a reason")
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric of a task, as data.
+
+    Attributes
+    ----------
+    name, task
+        Identifiers used in rows; `task` names the task whose preparation it reads.
+    label
+        Column title.
+    summary
+        One sentence: what it measures.
+    compute
+        Prepared -> one Score or several with different `subset`. None for a derived metric.
+    derive
+        For metrics that combine rows of several cells: frame of score rows -> frame of new rows.
+    low, high
+        Range of possible values.
+    headline
+        Shown in the summary table.
+    """
+
+    name: str
+    task: str
+    label: str
+    summary: str
+    compute: Callable[[Prepared], Score | Sequence[Score]] | None = None
+    derive: Callable[[pd.DataFrame], pd.DataFrame] | None = None
+    higher_is_better: bool = True
+    low: float = 0.0
+    high: float = 1.0
+    headline: bool = False
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One level of the benchmark, as data.
+
+    Attributes
+    ----------
+    level
+        1 to 6 for the levels of the paper; plug-ins may use any number.
+    question, limits
+        One sentence each: what it asks, what it cannot tell.
+    params
+        Frozen dataclass of parameters; its defaults are the `paper` protocol.
+    prepare
+        TaskInputs -> Prepared; raises NotComputable where no metric of the task can be computed.
+    stochastic
+        Whether the result depends on the seed under given parameters and number of samples.
+    details
+        Prepared -> tables to keep: name ("perturbations", "genes", ...) -> frame.
+    needs_expression
+        Whether it reads the expression matrix (the cell is then keyed on it).
+    """
+
+    name: str
+    level: int
+    title: str
+    question: str
+    limits: str
+    params: type
+    prepare: Callable[[TaskInputs], Prepared]
+    metrics: tuple[Metric, ...]
+    stochastic: Callable[[Params, int], bool]
+    details: Callable[[Prepared], Mapping[str, pd.DataFrame]] | None = None
+    needs_expression: bool = False
+    needs_relations: bool = False
+    version: int = 1
+
+
+@dataclass(frozen=True)
+class TaskResult:
+    """Scores by metric name, and tables of details."""
+
+    scores: list[tuple[Metric, Score]]
+    details: dict[str, pd.DataFrame]
+
+
+def run_task(task: Task, inputs: TaskInputs, metrics: Sequence[Metric]) -> TaskResult:
+    """Compute metrics of one task.
+
+    Parameters
+    ----------
+    task, inputs
+        The level and what it reads.
+    metrics
+        Metrics to compute, of this task (plug-ins included).
+
+    Returns
+    -------
+    A score or a reason for every metric that is not derived; never an exception for what a screen lacks.
+    """
+    wanted = [metric for metric in metrics if metric.compute is not None]
+    try:
+        prepared = task.prepare(inputs)
+    except NotComputable as why:
+        return TaskResult([(metric, Score(reason=str(why))) for metric in wanted], {})
+    scores: list[tuple[Metric, Score]] = []
+    for metric in wanted:
+        assert metric.compute is not None  # narrowed above
+        try:
+            found = metric.compute(prepared)
+        except NotComputable as why:
+            found = Score(reason=str(why))
+        scores.extend((metric, score) for score in ([found] if isinstance(found, Score) else found))
+    details = dict(task.details(prepared)) if task.details is not None else {}
+    return TaskResult(scores, details)
+
+
+def with_note(score: Score, note: str) -> Score:
+    """Copy of a score with one more note."""
+    return replace(score, notes=(*score.notes, note))

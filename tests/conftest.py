@@ -1,0 +1,36 @@
+"""Where tests find real data: the folder named by TXEVAL_DATA, else ../shared beside the checkout."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def _folder(path: Path, what: str) -> Path:
+    if path.is_dir():
+        return path
+    if os.environ.get("CI"):
+        pytest.fail(f"{what} is missing: {path}")
+    pytest.skip(f"{what} is not here: {path}")
+    raise AssertionError  # pytest.skip does not return
+
+
+@pytest.fixture(scope="session")
+def data_dir() -> Path:
+    """Folder of the small real screens."""
+    return _folder(Path(os.environ.get("TXEVAL_DATA") or ROOT.parent / "shared" / "data"), "the real data")
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """Folder of the golden values."""
+    return _folder(ROOT.parent / "shared" / "golden", "the golden values")
