@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import hashlib
 import http.server
 import itertools
@@ -11,7 +12,7 @@ import numpy as np
 import pytest
 
 from txeval.data import locate
-from txeval.data.locate import Entry, cache_folder, catalogue, data_folders, fetch, find_file
+from txeval.data.locate import Entry, cache_folder, catalogue, data_folders, fetch, find_file, whole_or_nothing
 from txeval.errors import InputError
 
 BYTES = np.random.default_rng(0).bytes(700_001)
@@ -222,3 +223,18 @@ def test_catalogue_matches_the_real_files(data_dir):
     for known in catalogue().values():
         if known.sha256:
             assert locate.file_digest(data_dir / known.path) == known.sha256
+
+
+def test_a_file_is_written_whole_or_not_at_all(folders):
+    target = folders / "new" / "a.txt"
+    with whole_or_nothing(target) as part:
+        part.write_text("first")
+        assert not target.exists()
+    assert target.read_text() == "first"
+    assert target.stat().st_mode & 0o777 == 0o666 & ~locate._umask()
+    for failure, seen in ((RuntimeError("x"), RuntimeError), (OSError(errno.ENOSPC, "No space left"), InputError)):
+        with pytest.raises(seen), whole_or_nothing(target) as part:
+            part.write_text("second")
+            raise failure
+    assert target.read_text() == "first"
+    assert files(folders / "new") == ["a.txt"]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -17,7 +19,17 @@ import yaml
 
 from txeval.errors import InputError, unknown
 
-__all__ = ["Entry", "Progress", "cache_folder", "catalogue", "data_folders", "fetch", "file_digest", "find_file"]
+__all__ = [
+    "Entry",
+    "Progress",
+    "cache_folder",
+    "catalogue",
+    "data_folders",
+    "fetch",
+    "file_digest",
+    "find_file",
+    "whole_or_nothing",
+]
 
 #: Called with (done, total, text); total is 0 where it is not known.
 Progress = Callable[[int, int, str], None]
@@ -172,6 +184,38 @@ def file_digest(path: Path) -> str:
     """SHA-256 of the bytes of a file, in hexadecimal."""
     state = path.stat()
     return _digest(str(path), state.st_size, state.st_mtime_ns)
+
+
+@contextmanager
+def whole_or_nothing(out: Path) -> Iterator[Path]:
+    """Give a file to write to that becomes `out` when the block ends, and vanishes where it fails.
+
+    Raises
+    ------
+    InputError
+        Where the file cannot be written.
+    """
+    part: Path | None = None
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.stem}-", suffix=out.suffix)
+        os.close(handle)
+        part = Path(name)
+        yield part
+        part.chmod(0o666 & ~_umask())
+        part.replace(out)
+    except OSError as why:
+        raise InputError(f"cannot write {out}: {why.strerror or why}", remedy="name another folder") from why
+    finally:
+        if part is not None:
+            part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    # There is no way to read it but to set it.
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
 
 
 @cache
