@@ -79,7 +79,7 @@ def prepare(inputs: TaskInputs) -> Ranked:
         truth=y_test.astype(np.int64),
         classes=samples.perturbations[classes],
         train_counts=np.bincount(y_train, minlength=len(classes)),
-        notes=(f"solver: {params.solver}", *result["notes"]),
+        notes=(f"solver: {params.solver}, {result['steps']} training steps", *result["notes"]),
     )
 
 

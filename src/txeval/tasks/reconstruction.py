@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,6 +26,9 @@ __all__ = ["TASK", "ReconstructionParams"]
 
 #: The published code scores minibatches of this size.
 SCORED_BATCH = 512
+
+#: The recipe was made for thousands of steps; with fewer than this its weights stay near their random start.
+FEW_STEPS = 1000
 
 
 @dataclass(frozen=True)
@@ -93,7 +97,11 @@ def prepare(inputs: TaskInputs) -> Decoded:
         raise NotComputable(f"the train split has {len(train)} samples: a decoder needs at least two")
     if len(rows) < 2:
         raise NotComputable(f"the heldout split has {len(rows)} samples: correlations need at least two")
-    notes = [f"decoder: {params.decoder}", expression.note]
+    steps = 0 if params.decoder == "least_squares" else params.epochs * math.ceil(len(train) / params.batch_size)
+    trained = f", {steps} training steps" if steps else ""
+    notes = [f"decoder: {params.decoder}{trained}", expression.note]
+    if 0 < steps < FEW_STEPS:
+        notes.append(f"fewer than {FEW_STEPS} training steps: the decoder is undertrained on a screen of this size")
     if params.score_every > 1:
         rows = rows[(np.arange(len(rows)) // SCORED_BATCH) % params.score_every == 0]
         notes.append(f"every {params.score_every}th minibatch of {SCORED_BATCH} scored")
