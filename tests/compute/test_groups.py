@@ -117,7 +117,8 @@ def test_frames_and_lists_are_read() -> None:
 
 
 @pytest.mark.parametrize(
-    "labels", [["b", "a", "b"], np.array(["b", "a", "b"]), pd.Series(["b", "a", "b"], dtype="category")]
+    "labels",
+    [["b", "a", "b"], np.array(["b", "a", "b"]), pd.Series(pd.Categorical(["b", "a", "b"], categories=["b", "a"]))],
 )
 def test_labels_of_any_kind_are_encoded(labels: object) -> None:
     codes, distinct = encode(labels, 3)

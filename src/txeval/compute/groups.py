@@ -96,7 +96,10 @@ def encode(labels: Any, n: int | None = None, *, name: str = "labels") -> tuple[
     (codes, distinct)
         (n,) int64 and the sorted distinct labels.
     """
-    if not isinstance(labels, np.ndarray | pd.Series | pd.Categorical | pd.Index):
+    if isinstance(getattr(labels, "dtype", None), pd.CategoricalDtype):
+        # Sorted by label, not by the order of the categories.
+        labels = np.asarray(labels)
+    elif not isinstance(labels, np.ndarray | pd.Series | pd.Index):
         labels = np.asarray(list(labels))
     if getattr(labels, "ndim", 1) != 1:
         raise InputError(f"{name} has shape {np.shape(labels)}", remedy="give one label per sample")
