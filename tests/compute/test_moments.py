@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import sparse
 
+from txeval.compute import moments
 from txeval.compute.moments import Kernel, gram, group_moments, int8_gemm_is_exact
 from txeval.errors import InputError
 
@@ -79,7 +80,9 @@ def test_negative_and_duplicate_entries():
 
 @pytest.mark.parametrize("form", ["csr", "dense"])
 @pytest.mark.parametrize("mean", [0.0, 3.0, 3e4])
-def test_fractions_to_1e6(form, mean):
+@pytest.mark.parametrize(("float64_columns", "tolerance"), [(2048, 1e-12), (0, 1e-6)])
+def test_fractions(form, mean, float64_columns, tolerance, monkeypatch):
+    monkeypatch.setattr(moments, "_FLOAT64_COLUMNS", float64_columns)
     rng = np.random.default_rng(4)
     x = (rng.lognormal(0, 1, (3000, 40)) @ rng.normal(0, 0.2, (40, 40)) + mean).astype(np.float32)
     blocks = in_blocks(sparse.csr_matrix(x) if form == "csr" else x, 700)
@@ -88,8 +91,8 @@ def test_fractions_to_1e6(form, mean):
     centred = wide - wide.mean(axis=0)
     expected = centred.T @ centred
     size = np.sqrt(np.outer(np.diag(expected), np.diag(expected)))
-    assert np.abs((scatter - expected) / size).max() < 1e-6
-    np.testing.assert_allclose(found_mean, wide.mean(axis=0), rtol=1e-6, atol=1e-6)
+    assert np.abs((scatter - expected) / size).max() < tolerance
+    np.testing.assert_allclose(found_mean, wide.mean(axis=0), rtol=tolerance, atol=tolerance)
     assert n == 3000
 
 

@@ -98,6 +98,18 @@ def test_fewer_components_than_asked_for_are_recorded(write_screen, context):
     assert make_embedding(parse_spec("pca"), write_screen(twice), context).shape == (120, 20)
 
 
+def test_combinations_of_genes_add_no_component(write_screen, context):
+    """Also where values are no counts, whose sums are rounded."""
+    adata = small_adata(scale="continuous")
+    x = adata.X.toarray()
+    x[:, 10:20] = x[:, :10] * 0.7 + x[:, 20:30] * 0.1
+    adata.X = x
+    made = make_embedding(parse_spec("pca@input=as_is"), write_screen(adata, scale="continuous"), context)
+    spread = take_rows(made.values).std(axis=0)
+    assert spread.min() > 1e-5 * spread.max()
+    assert made.shape == (120, 20)
+
+
 def test_signs_are_fixed():
     rng = np.random.default_rng(0)
     x = rng.normal(size=(50, 9))

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from scipy import sparse
 
-from txeval.compute.arrays import F32, F64, Ints, Rows, row_blocks, take_rows
+from txeval.compute.arrays import F64, Ints, Rows, row_blocks, take_rows
 from txeval.compute.jit import jit
 from txeval.errors import InputError
 
@@ -25,6 +25,9 @@ _EXACT_F32_ROWS = 1024
 
 #: Integers up to here give products whose float64 sums stay exact for 8 million rows.
 _EXACT_F64_MAX = 2**15
+
+#: Up to this many columns, values that are no counts are multiplied in float64, which costs little there.
+_FLOAT64_COLUMNS = 2048
 
 #: Columns of one tile of the upper triangle.
 _TILE = 1024
@@ -121,8 +124,9 @@ def gram(
 
     `scatter = sum_i (x_i - mean)(x_i - mean)^T`. Blocks of integers within +-32,767 (counts) are summed exactly: values
     up to 127 by int8 products, the rest of larger ones by sparse products, or all by float64 where large ones
-    are frequent. Other blocks are shifted by the mean of the first one, multiplied in float32 panels and summed in
-    float64: about 1e-6 relative to the deviations of the two features.
+    are frequent. Other blocks are shifted by the mean of the first one, multiplied in panels and summed in float64:
+    panels are float64 up to 2,048 columns, and float32 above, which leaves about 1e-6 relative to the deviations of
+    the two features.
 
     Parameters
     ----------
@@ -313,7 +317,7 @@ class _Integers:
 
 
 class _Floats:
-    """X^T X of any values around the mean of the first block, in float32 panels summed in float64."""
+    """X^T X of any values around the mean of the first block, in panels summed in float64."""
 
     def __init__(self, g: int, panel_rows: int | None) -> None:
         self.g = g
@@ -322,14 +326,15 @@ class _Floats:
         self.shift: F64 | None = None
         self.total = np.zeros(g)
         self.gram: F64 | None = None
-        self.pending: list[F32] = []
+        self.dtype: npt.DTypeLike = np.float64 if g <= _FLOAT64_COLUMNS else np.float32
+        self.pending: list[npt.NDArray[Any]] = []
 
     def add(self, block: Any) -> None:
         if self.gram is None:
             self.gram = np.zeros((self.g, self.g))
             self.shift = np.asarray(block.mean(axis=0, dtype=np.float64)).ravel()
         for start in range(0, block.shape[0], self.panel_rows):
-            panel = (_dense(block[start : start + self.panel_rows], np.float64) - self.shift).astype(np.float32)
+            panel = (_dense(block[start : start + self.panel_rows], np.float64) - self.shift).astype(self.dtype)
             self.n += panel.shape[0]
             self.total += panel.sum(axis=0, dtype=np.float64)
             # Small blocks are gathered, since adding a product costs as much as multiplying hundreds of rows.

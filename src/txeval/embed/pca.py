@@ -56,7 +56,8 @@ def principal_axes(scatter: F64, components: int) -> tuple[F64, F64]:
         values, axes = scipy.sparse.linalg.eigsh(scatter, k=components, which="LA", v0=start)
     order = np.argsort(values)[::-1]
     values, axes = values[order], axes[:, order]
-    real = values > values[0] * g * np.finfo(np.float64).eps
+    # Below this a component is the rounding of float32 values (g of them).
+    real = values > values[0] * g * float(np.finfo(np.float32).eps) ** 2
     values, axes = values[real], axes[:, real]
     largest = axes[np.abs(axes).argmax(axis=0), np.arange(axes.shape[1])]
     return values, axes * np.where(largest < 0, -1.0, 1.0)
