@@ -12,6 +12,7 @@ from txeval.compute.arrays import Ints
 from txeval.compute.intervals import RatioUnits
 from txeval.errors import NotComputable
 from txeval.metrics.consistency import (
+    MAX_SET,
     adjust,
     consistency_permutation_p,
     group_consistency,
@@ -78,6 +79,7 @@ class Consistency:
     table: pd.DataFrame
     params: ConsistencyParams
     notes: tuple[str, ...]
+    magnitude_notes: tuple[str, ...]
     magnitude_reason: str
 
 
@@ -155,6 +157,10 @@ def prepare(inputs: TaskInputs) -> Consistency:
 
     energy, reason = np.full(n_groups, np.nan), ""
     q = np.full(n_groups, np.nan)
+    magnitude_notes = []
+    n_controls = int(samples.is_control.sum())
+    if n_controls > params.max_controls:
+        magnitude_notes.append(f"{params.max_controls} of {n_controls} controls drawn as reference")
     if not samples.is_control.any():
         reason = "the screen has no controls"
     else:
@@ -172,6 +178,9 @@ def prepare(inputs: TaskInputs) -> Consistency:
         if not others.any():
             reason = f"no perturbation has {params.min_samples} samples"
         elif by_permutation:
+            thinned = int((n[others] > MAX_SET).sum())
+            if thinned:
+                magnitude_notes.append(f"{thinned} perturbations thinned to {MAX_SET} samples for the test")
             q[others] = magnitude_permutation_p(
                 inputs.embedding,
                 codes,
@@ -192,7 +201,7 @@ def prepare(inputs: TaskInputs) -> Consistency:
     table["energy_distance"] = energy[groups]
     table["magnitude_p_value"] = q[groups]
     table["magnitude_p_adjusted"] = adjust(table["magnitude_p_value"].to_numpy())
-    return Consistency(table, params, tuple(notes), reason)
+    return Consistency(table, params, tuple(notes), tuple(magnitude_notes), reason)
 
 
 def _share(found: Consistency, column: str, chance: float) -> Score:
@@ -201,11 +210,13 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
     table, params = found.table, found.params
     p = table[column].to_numpy(dtype=float)
     scored = np.isfinite(p)
-    hits = (p[scored] <= params.alpha if params.p_value == "reference" else p[scored] < params.alpha).astype(float)
     smallest = params.min_samples if column.startswith("magnitude") else 2
+    large = table["n_samples"] >= smallest
+    hits = (p[scored] <= params.alpha if params.p_value == "reference" else p[scored] < params.alpha).astype(float)
     left_out = {
-        f"perturbations with fewer than {smallest} samples": int((table["n_samples"] < smallest).sum()),
+        f"perturbations with fewer than {smallest} samples": int((~large).sum()),
         "perturbations that are the null": int(table["in_null"].sum()),
+        "perturbations alone in their batches": int((large & ~table["in_null"] & ~scored).sum()),
     }
     if not scored.any():
         raise NotComputable("every perturbation is too small or part of the null")
@@ -216,7 +227,7 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
         n_groups=int(scored.sum()),
         group="perturbation",
         left_out={reason: count for reason, count in left_out.items() if count},
-        notes=found.notes,
+        notes=(*found.notes, *(found.magnitude_notes if column.startswith("magnitude") else ())),
         units=RatioUnits("perturbation", hits, np.ones(len(hits))),
     )
 
