@@ -93,7 +93,7 @@ def test_the_official_seed_gives_the_official_sentences(case: Case, run: str) ->
 
 
 def test_draws_of_our_own_streams_have_the_official_distribution(case: Case) -> None:
-    """Chi-squared per gene of what we draw against the official probabilities, as small as that of the official draws."""
+    """Chi-squared per gene against the official probabilities, as small as that of the official draws."""
     arrays, draws = case.golden.arrays, case.golden.expected["draws"]
     gene = np.full(case.loaded.sizes["tokens"], -1)
     gene[case.rows] = np.arange(len(case.rows))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import csv
 import fnmatch
 import hashlib
 import io
@@ -12,7 +13,7 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +29,7 @@ __all__ = [
     "check_keys",
     "file_digest",
     "find_file",
+    "load_columns",
     "load_json",
     "load_safe_pickle",
     "load_table",
@@ -135,19 +137,34 @@ def _scalar(kind: object, data: object = b"") -> int | float:
     return number
 
 
+def _encode(text: object, encoding: object = "") -> bytes:
+    """Stand for `_codecs.encode`, by which old protocols write bytes."""
+    if not isinstance(text, str) or encoding != "latin1":
+        raise pickle.UnpicklingError("text in a strange encoding")
+    return text.encode("latin1")
+
+
 class _Forbidden(Exception):
     """A pickle asks for something that is neither a container nor a number."""
 
 
+#: The only names that a pickle may call, and the functions above that are called instead.
+_INERT = {
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "scalar"): _scalar,
+    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("_codecs", "encode"): _encode,
+}
+
+
 class _NumbersOnly(pickle.Unpickler):
-    """Reads containers, text and numbers; numpy's two reconstructors are replaced by inert ones."""
+    """Reads containers, text and numbers."""
 
     def find_class(self, module: str, name: str, /) -> Any:
-        if (module, name) == ("numpy", "dtype"):
-            return _Dtype
-        if name == "scalar" and module in ("numpy.core.multiarray", "numpy._core.multiarray"):
-            return _scalar
-        raise _Forbidden(f"{module}.{name}")
+        found = _INERT.get((module, name))
+        if found is None:
+            raise _Forbidden(f"{module}.{name}")
+        return found
 
     def persistent_load(self, pid: Any, /) -> Any:
         raise _Forbidden(f"persistent object {pid!r}")
@@ -218,6 +235,36 @@ def load_table(path: Path, kind: type[T]) -> dict[str, T]:
             )
         out[name] = kind(value)
     return out
+
+
+def load_columns(path: Path, columns: Sequence[str], *, remedy: str) -> Iterator[tuple[str, ...]]:
+    """Read some columns of a `.csv` or `.tsv` file, line by line.
+
+    Raises
+    ------
+    InputError
+        The file is missing, is no text, lacks a column, or has a line that is too short.
+    """
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, delimiter="\t" if path.suffix.lower() == ".tsv" else ",")
+            head = next(reader, [])
+            missing = [name for name in columns if name not in head]
+            if missing:
+                raise InputError(
+                    f"{path}: no column {' or '.join(map(repr, missing))}; it has: {', '.join(head) or 'none'}",
+                    remedy=remedy,
+                )
+            places = [head.index(name) for name in columns]
+            for line in reader:
+                if line and len(line) <= max(places):
+                    raise InputError(f"{path}: line {reader.line_num} is not whole: {','.join(line)}", remedy=_DAMAGED)
+                if line:
+                    yield tuple(line[place] for place in places)
+    except OSError as why:
+        raise InputError(f"{path}: cannot be read ({why.strerror})", remedy="check the file and its rights") from why
+    except (UnicodeDecodeError, csv.Error) as why:
+        raise InputError(f"{path}: not a text file with columns ({why})", remedy=_DAMAGED) from why
 
 
 # ---------------------------------------------------------------------------------------------------

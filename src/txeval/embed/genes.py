@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -14,7 +13,7 @@ import numpy as np
 import scipy.sparse as sp
 
 from txeval.compute.arrays import Ints, Strings
-from txeval.embed.checkpoints import load_table
+from txeval.embed.checkpoints import load_columns, load_table
 from txeval.errors import InputError, nearest
 
 __all__ = ["GeneMatch", "looks_like_ensembl", "match_genes", "read_aliases", "without_version"]
@@ -239,14 +238,7 @@ def read_aliases(path: Path) -> dict[str, str]:
             f"{path}: a table of gene aliases is a .tsv, .csv, .json or .pkl file",
             remedy="save it as .tsv with the columns alias and gene",
         )
-    if not path.is_file():
-        raise InputError(f"there is no file of gene aliases {path}", remedy="check the path")
-    with path.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file, delimiter="\t" if suffix == ".tsv" else ",")
-        missing = [name for name in ("alias", "gene") if name not in (reader.fieldnames or [])]
-        if missing:
-            raise InputError(
-                f"{path}: no column {' or '.join(map(repr, missing))}; it has: {', '.join(reader.fieldnames or [])}",
-                remedy="name the columns alias (as in the screen) and gene (as the model knows it)",
-            )
-        return {row["alias"]: row["gene"] for row in reader if row["alias"] and row["gene"]}
+    lines = load_columns(
+        path, ["alias", "gene"], remedy="name the columns alias (as in the screen) and gene (as the model knows it)"
+    )
+    return {alias: gene for alias, gene in lines if alias and gene}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from txeval.embed.checkpoints import (
     KeyReport,
     check_keys,
     find_file,
+    load_columns,
     load_json,
     load_table,
     load_tensors,
@@ -76,6 +76,12 @@ PAD, CHROMOSOME_END, CLS = 0, 2, 3
 
 _WEIGHTS = {"uce-4l": ("4layer_model.torch",), "uce-33l": ("33l_8ep_1024t_1280.torch", "33l_*.torch")}
 _HEADS = 20
+
+#: Tokens of the released models, and the chromosomes among them.
+_RELEASED = (145_469, 1_895)
+
+#: Smallest share of the genes with a protein embedding that have a place on a chromosome.
+_PLACED = 0.8
 
 #: Protein rows that are encoded at a time: 2,048 x 5,120 values are 40 MiB.
 _ROWS = 2048
@@ -174,31 +180,31 @@ def load_genome(files: Files, species: str = "human") -> Genome:
     symbols = _symbols(files.proteins)
     places: dict[str, tuple[str, int]] = {}
     labels: set[str] = set()
-    with files.chromosomes.open(newline="", encoding="utf-8-sig") as file:
-        reader = csv.DictReader(file)
-        missing = [
-            name for name in ("species", "gene_symbol", "chromosome", "start") if name not in (reader.fieldnames or [])
-        ]
-        if missing:
-            raise InputError(
-                f"{files.chromosomes}: no column {', '.join(missing)}", remedy=f"get species_chrom.csv from {_SOURCE}"
-            )
-        for number, line in enumerate(reader):
-            label = f"{line['species']}_{line['chromosome']}"
-            labels.add(label)
-            if line["species"] == species:
-                try:
-                    places.setdefault(line["gene_symbol"].upper(), (label, int(float(line["start"]))))
-                except (TypeError, ValueError, AttributeError):
-                    raise InputError(
-                        f"{files.chromosomes}: line {number + 2} is not whole: {dict(line)}",
-                        remedy=f"the file was cut short or changed: get it again from {_SOURCE}",
-                    ) from None
+    columns = ("species", "gene_symbol", "chromosome", "start")
+    for kind, symbol, chromosome, start in load_columns(
+        files.chromosomes, columns, remedy=f"get species_chrom.csv from {_SOURCE}"
+    ):
+        label = f"{kind}_{chromosome}"
+        labels.add(label)
+        if kind == species:
+            try:
+                places.setdefault(symbol.upper(), (label, int(float(start))))
+            except ValueError:
+                raise InputError(
+                    f"{files.chromosomes}: the start of {symbol} is {start!r}, not a number",
+                    remedy=f"the file was cut short or changed: get it again from {_SOURCE}",
+                ) from None
     if not places:
         raise InputError(f"{files.chromosomes}: no gene of species {species!r}", remedy="check the option species")
     # The code of a chromosome is its place among the sorted names of the chromosomes of all species.
     codes = {label: code for code, label in enumerate(sorted(labels))}
     placed = {name: number for name, number in symbols.items() if name in places}
+    if len(placed) < _PLACED * len(symbols):
+        raise InputError(
+            f"{files.chromosomes}: has a place for only {len(placed):,} of the {len(symbols):,} genes of"
+            f" {files.proteins.name}",
+            remedy="the file was cut short, or is of another release: get both from the same one",
+        )
     return Genome(
         {name: number + offsets[species] for name, number in placed.items()},
         {name: codes[places[name][0]] for name in placed},
@@ -379,6 +385,11 @@ def load_model(files: Files, genome: Genome, genes: Sequence[str], device: torch
         state, {**wanted, **others}, path=files.weights, unused=["binary_decoder.*", "gene_embedding_layer.*"]
     )
     rows = int(table.shape[0])
+    if rows == _RELEASED[0] and genome.n_codes != _RELEASED[1]:
+        raise InputError(
+            f"{files.chromosomes}: {genome.n_codes:,} chromosomes, but the released models know {_RELEASED[1]:,}",
+            remedy=f"the file was cut short or changed: get it again from {_SOURCE}",
+        )
     first_chromosome = rows - genome.n_codes
     used = [genome.row[gene] for gene in genes]
     if first_chromosome <= CLS or max(genome.row.values(), default=0) >= first_chromosome:
