@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from txeval.cli import main
 from txeval.data.simulate import simulate_screen
+from txeval.run import read_scores
 
 MODULE = """
 import numpy as np
@@ -73,41 +76,46 @@ def plugin(tmp_path: Path) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(site)}
 
 
-def txeval(env: dict[str, str], *words: str | Path) -> str:
-    done = subprocess.run(
-        [sys.executable, "-m", "txeval", *map(str, words)], capture_output=True, text=True, env=env, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+DRIVER = """
+import contextlib, io, json, sys
+from txeval.cli import main
+
+said = []
+for words in json.loads(sys.argv[1]):
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        status = main(words)
+    said.append([status, out.getvalue()])
+print(json.dumps(said))
+"""
 
 
 def test_a_model_and_a_metric_from_outside(plugin: dict[str, str], tmp_path: Path) -> None:
     screen, out = tmp_path / "screen.h5ad", tmp_path / "out"
     simulate_screen(screen, n_samples=600, n_genes=60, n_perturbations=12, n_batches=6)
-    words = [screen, "--perturbation", "perturbation", "--control", "non-targeting", "--batch", "batch"]
-    words += ["--embedding", "totals", "wide=totals@pseudo=100", "--min-counts", "0", "--seeds", "1"]
-    words += ["--tasks", "batch_mixing", "--post-processing", "raw", "--out", out, "--plain"]
-    txeval(plugin, "run", *words)
+    run = ["run", str(screen), "--perturbation", "perturbation", "--control", "non-targeting", "--batch", "batch"]
+    run += ["--embedding", "totals", "wide=totals@pseudo=100", "--min-counts", "0", "--seeds", "1", "--plain"]
+    run += ["--tasks", "batch_mixing", "--post-processing", "raw", "--out", str(out)]
+    commands = [run, ["show", str(out)], ["tasks", "batch_mixing"], ["embedders", "totals"]]
+    done = subprocess.run(
+        [sys.executable, "-c", DRIVER, json.dumps(commands)], capture_output=True, text=True, env=plugin, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    assert [status for status, _ in said] == [0, 0, 0, 0], done.stderr
+    _, shown, tasks, embedders = (text for _, text in said)
+    assert "iLISI spread" in shown
+    assert "totals" in shown
+    assert "ilisi_spread" in tasks
+    assert "@pseudo=" in embedders
 
-    import txeval as library
-
-    scores = library.read_scores(out)
+    scores = read_scores(out)
     mine = scores[(scores["metric"] == "ilisi_spread") & (scores["status"] == "ok")]
     assert set(mine["model"]) == {"totals", "wide", "random"}
     assert mine["value"].gt(0).all()
     ilisi = scores[(scores["metric"] == "ilisi") & (scores["status"] == "ok")].set_index("model")["value"]
     assert not np.isclose(ilisi["totals"], ilisi["wide"])
 
-    shown = txeval(plugin, "show", out)
-    assert "iLISI spread" in shown
-    assert "totals" in shown
-    assert "ilisi_spread" in txeval(plugin, "tasks", "batch_mixing")
-    assert "@pseudo=" in txeval(plugin, "embedders", "totals")
 
-
-def test_without_the_plugin_nothing_of_it_is_known(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "txeval", "embedders", "totals"], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 2
-    assert "'totals'" in done.stderr
+def test_without_the_plugin_nothing_of_it_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["embedders", "totals"]) == 2
+    assert "'totals'" in capsys.readouterr().err

@@ -342,3 +342,15 @@ def test_roles_that_contradict_each_other(arguments: dict, expected: list[str]) 
         Roles("perturbation", **arguments)
     for text in expected:
         assert text in str(caught.value)
+
+
+def test_a_threshold_that_drops_nearly_all_samples_is_refused(data_dir: Path) -> None:
+    panel = data_dir / "papalexi2021_thp1_ecciteseq_299genes.h5ad"
+    with pytest.raises(InputError, match=r"would keep 2 of 20,729 samples.*\n.*--min-counts"):
+        open_screen(panel, Roles("perturbation", control=("non-targeting",), batch="bio_rep"), min_counts=1000)
+
+
+def test_a_column_given_as_control_label_is_pointed_out(data_dir: Path) -> None:
+    panel = data_dir / "papalexi2021_thp1_ecciteseq_299genes.h5ad"
+    with pytest.raises(InputError, match="--control-column control"):
+        open_screen(panel, Roles("perturbation", control=("control",), batch="bio_rep"))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +15,7 @@ import anndata
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
+import yaml
 
 from txeval.run import NullProgress, Outcome, RunConfig, build_config, execute, make_plan
 
@@ -76,3 +83,29 @@ def same_scores(one: pd.DataFrame, other: pd.DataFrame) -> None:
 def stamps(out: Path) -> dict[str, int]:
     """When each cell of a results folder was written."""
     return {path.name: path.stat().st_mtime_ns for path in (out / "cells").glob("*.json")}
+
+
+@contextmanager
+def running(what: RunConfig, cells: int, **environment: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in a process of its own, from the moment on that it has finished a number of cells."""
+    assert what.out is not None
+    path = what.out.with_name(f"{what.out.name}.yaml")
+    path.with_suffix(".protocol.yaml").write_text(yaml.safe_dump(what.protocol.to_dict()))
+    path.write_text(yaml.safe_dump(what.to_dict(path.with_suffix(".protocol.yaml").name)))
+    process = subprocess.Popen(
+        [sys.executable, Path(__file__).with_name("run_script.py"), path],
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not (what.out / "cells").is_dir() or len(stamps(what.out)) < cells:
+            assert process.poll() is None, process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        yield process
+    finally:
+        process.kill()
+        process.communicate()

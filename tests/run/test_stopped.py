@@ -9,13 +9,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
 import pytest
-from run_helpers import run, same_scores, stamps
+from run_helpers import config, run, running, same_scores, stamps
 
 from txeval.errors import InputError
 from txeval.run import read_scores
@@ -31,29 +29,6 @@ def undisturbed(screen_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
     return out
 
 
-@contextmanager
-def running(screen: Path, out: Path, workers: int, cells: int, **environment: str) -> Iterator[subprocess.Popen[str]]:
-    """A run in a process of its own, from the moment on that it has finished a number of cells."""
-    script = Path(__file__).with_name("run_script.py")
-    process = subprocess.Popen(
-        [sys.executable, script, screen, out, str(workers)],
-        env={**os.environ, "STUB_SLEEP": "0.4", **environment},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        deadline = time.monotonic() + 120
-        while not (out / "cells").is_dir() or len(stamps(out)) < cells:
-            assert process.poll() is None, process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        yield process
-    finally:
-        process.kill()
-        process.communicate()
-
-
 def gone(children: list[psutil.Process]) -> bool:
     """Whether all these processes end within five seconds."""
     _, alive = psutil.wait_procs(children, timeout=5)
@@ -63,7 +38,7 @@ def gone(children: list[psutil.Process]) -> bool:
 @pytest.mark.parametrize("workers", [1, 2])
 def test_kill_minus_9(screen_file: Path, undisturbed: Path, tmp_path: Path, log: Path, workers: int) -> None:
     out = tmp_path / "out"
-    with running(screen_file, out, workers, 3) as process:
+    with running(config(screen_file, out, workers=workers), 3, STUB_SLEEP="0.4") as process:
         with pytest.raises(InputError, match=f"in use by process {process.pid} on "):
             run(screen_file, out)
         children = psutil.Process(process.pid).children(recursive=True)
@@ -91,7 +66,7 @@ def test_stopped_by_hand(
     screen_file: Path, undisturbed: Path, tmp_path: Path, workers: int, number: signal.Signals
 ) -> None:
     out = tmp_path / "out"
-    with running(screen_file, out, workers, 2, STUB_SLEEP="1.5") as process:
+    with running(config(screen_file, out, workers=workers), 2, STUB_SLEEP="1.5") as process:
         children = psutil.Process(process.pid).children(recursive=True)
         begin = time.monotonic()
         process.send_signal(number)

@@ -12,7 +12,12 @@ from txeval.errors import InputError
 if TYPE_CHECKING:
     from txeval.run.plan import Plan
 
-__all__ = ["forecast"]
+__all__ = ["counted", "forecast"]
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """A number with its noun: 1 batch, 3 batches."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def forecast(plan: Plan) -> dict[str, str]:
@@ -23,7 +28,7 @@ def forecast(plan: Plan) -> dict[str, str]:
 
 def _mixing(plan: Plan, parts: Mapping[str, Any]) -> str:
     test = parts["test"]
-    text = f"{test['samples']:,} test samples of {test['batches']:,} batches"
+    text = f"{counted(test['samples'], 'test sample')} of {counted(test['batches'], 'batch', 'batches')}"
     return text if test["batches"] > 1 else f"no score: {text}, at least two are needed"
 
 
@@ -48,8 +53,8 @@ def _groups(plan: Plan, parts: Mapping[str, Any]) -> str:
     targets = set(samples.target_genes.tolist()) - {""}
     measured = len(targets & set(plan.screen.genes.tolist()))
     return (
-        f"{int((counts >= 2).sum()):,} perturbations with at least 2 samples; {measured:,} measured target genes, of "
-        "which the unexpressed ones make the null where there are enough"
+        f"{int((counts >= 2).sum()):,} perturbations with at least 2 samples; {counted(measured, 'target gene')} "
+        "measured; the perturbations of unexpressed ones are the null where there are enough"
     )
 
 

@@ -214,7 +214,7 @@ def assign(store: Store, roles: Roles) -> Assignment:
             warnings.append(f"{count} have no label in {roles.perturbation!r}: labelled {CONTROL_LABEL!r}")
         _add(dropped, f"no control flag in {roles.control_column!r}", unknown_flag)
     else:
-        is_control = _controls_by_label(perturbation, roles, path)
+        is_control = _controls_by_label(perturbation, roles, path, store.columns("obs"))
     _add(dropped, f"no perturbation label in {roles.perturbation!r}", perturbation.codes < 0)
     if roles.batch is None:
         batch = Labelled(np.zeros(n, dtype=np.int64), np.array(["all"]))
@@ -269,7 +269,7 @@ def _label(labelled: Labelled, rows: Bools, label: str) -> Labelled:
     return Labelled(codes, labels)
 
 
-def _controls_by_label(perturbation: Labelled, roles: Roles, path: Path) -> Bools:
+def _controls_by_label(perturbation: Labelled, roles: Roles, path: Path, columns: list[str]) -> Bools:
     labels = perturbation.labels.tolist()
     likely = [label for label in labels if _LIKELY_CONTROL.match(label)]
     hint = f"; in {roles.perturbation!r} these look like controls: {', '.join(likely[:5])}" if likely else ""
@@ -283,6 +283,8 @@ def _controls_by_label(perturbation: Labelled, roles: Roles, path: Path) -> Bool
         if label not in labels:
             close = nearest(label, labels)
             shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
+            if label in columns:
+                hint += f"; {label!r} is an obs column: if it is true for controls, use --control-column {label}"
             raise InputError(
                 f"{path}: no sample has the control label {label!r} in obs column {roles.perturbation!r}",
                 remedy=(f"did you mean {' or '.join(map(repr, close))}?" if close else f"its labels are: {shown}")

@@ -662,6 +662,10 @@ def _bad_value(
     )
 
 
+#: A threshold that keeps a smaller share of the samples was meant for another kind of screen.
+MIN_KEPT = 0.05
+
+
 def _counted(dropped: dict[str, int]) -> str:
     return "; ".join(f"{count:,}: {reason}" for reason, count in dropped.items())
 
@@ -679,3 +683,11 @@ def _check_passed(passed: Any, totals: F64, is_control: Any, min_counts: float, 
                 f" {min_counts:g} (their median is {median:,.0f}; 5 % are below {low:,.0f}, 5 % above {high:,.0f})",
                 remedy=f"lower the threshold, e.g. --min-counts {math.floor(low):g}, or --min-counts 0 to keep all",
             )
+    if passed.mean() < MIN_KEPT:
+        low, median = np.quantile(totals, [0.05, 0.5])
+        raise InputError(
+            f"{path}: quality control would keep {int(passed.sum()):,} of {len(passed):,} samples: the others have a"
+            f" total count of at most {min_counts:g} (median {median:,.0f})",
+            remedy="the threshold is for whole transcriptomes; for a panel of genes lower it, e.g. --min-counts"
+            f" {math.floor(low):g}, or --min-counts 0 to keep all",
+        )

@@ -35,6 +35,8 @@ class Shuffled:
         name="random",
         summary="Baseline: another embedding (PCA by default) with its rows shuffled.",
         stochastic=True,
+        # What is shuffled may have learnt from the train split.
+        uses_train=True,
         options={"of": ("pca", "what is shuffled: any SOURCE, with its own @option=value if need be")},
         citation="Bendidi et al. 2024",
     )

@@ -460,6 +460,7 @@ def _manifest(
         "txeval_version": __version__,
         "state": "incomplete" if pending else "complete",
         "pending_cells": len(pending),
+        "error_cells": sum(cell is not None and cell["state"] == "error" for cell in cells.values()),
         "screens": list({record["screen"]["fingerprint"]: record["screen"] for record in records}.values()),
         "protocols": list(
             {

@@ -19,7 +19,7 @@ from txeval.embed.base import EmbeddingSpec
 from txeval.embed.spec import is_precomputed
 from txeval.errors import InputError, unknown
 from txeval.postprocess import POST_PROCESSINGS
-from txeval.protocol import Protocol, list_protocols, load_protocol
+from txeval.protocol import Protocol, list_protocols, load_protocol, parse_yaml
 from txeval.tasks.base import Params, Task
 from txeval.tasks.registry import get_task, list_tasks, task_params
 
@@ -396,7 +396,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"there is no file {path}", remedy="give a YAML file that describes the run")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = parse_yaml(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as why:
         raise InputError(f"{path} is not YAML: {why}", remedy="write lines of the form name: value") from None
     except OSError as why:

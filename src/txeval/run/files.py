@@ -153,9 +153,9 @@ def read_json(path: Path) -> Any:
         raise ValueError(f"cannot be read: {why.strerror}") from None
 
 
-def remove_temporary(folder: Path) -> None:
-    """Remove what an interrupted write left."""
-    for pattern in (".*.tmp", ".*.partial"):
+def remove_temporary(folder: Path, *, locks: bool = False) -> None:
+    """Remove what an interrupted write left; with `locks` also the lock files of single things."""
+    for pattern in (".*.tmp", ".*.partial", *([".*.lock"] if locks else [])):
         for path in folder.glob(pattern):
             with suppress(OSError):
                 path.unlink()

@@ -246,6 +246,8 @@ class RichProgress:
             Text(f"{duration(work.elapsed)} so far, {_left(work)}", style="cyan"),
         )
         yield bar
+        if not work.running and not work.done:
+            yield Text("  starting", style="dim")
         now = time.monotonic()
         for worker, (_, text, since) in sorted(work.running.items()):
             said = self._said.get(worker, "")

@@ -124,7 +124,7 @@ class Store:
         """
         with folder_lock(self.folder):
             for name in ("", *_FOLDERS, "details"):
-                remove_temporary(self.folder / name)
+                remove_temporary(self.folder / name, locks=bool(name))
             yield
 
     # Cells

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
@@ -57,8 +58,7 @@ def _run(args: argparse.Namespace) -> int:
     from txeval.run import build_config, make_progress
 
     out = Path(args.out)
-    print(f"Looking for the screen of Norman et al. 2019 ({_FOLDER_HINT})", file=sys.stderr)
-    demo = demo_screen(out)
+    demo = demo_screen(out, progress=_teller())
     simulated = demo.how == "simulated"
     console = _console(simulated=simulated, plain=args.plain)
     config = build_config(
@@ -95,7 +95,16 @@ def cores() -> int:
         return count
 
 
-_FOLDER_HINT = "TXEVAL_DATA, ../shared/data, or by download"
+def _teller() -> Callable[[int, int, str], None]:
+    """Print each step of getting the screen once."""
+    said: set[str] = set()
+
+    def tell(done: int, total: int, text: str) -> None:
+        if text not in said:
+            said.add(text)
+            print((_SIMULATED if "simulat" in text else "") + text, file=sys.stderr, flush=True)
+
+    return tell
 
 
 def _console(*, simulated: bool, plain: bool) -> Console:

@@ -29,7 +29,7 @@ def describe(plan: Plan, console: Console) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from txeval.cli.forecast import forecast
+    from txeval.cli.forecast import counted, forecast
     from txeval.report.layout import clean
 
     about = plan.describe()
@@ -66,7 +66,7 @@ def describe(plan: Plan, console: Console) -> None:
     section(
         f"Levels (protocol {about['protocol']['name']})",
         [
-            (f"{task['level']} {name}", f"{facts[name]} [{about['cells_per_task'][name]:,} cells]".strip())
+            (f"{task['level']} {name}", f"{facts[name]} [{counted(about['cells_per_task'][name], 'cell')}]".strip())
             for name, task in about["tasks"].items()
         ],
     )
@@ -82,18 +82,28 @@ def describe(plan: Plan, console: Console) -> None:
 
 
 def _split_text(part: dict[str, Any]) -> str:
-    return (
-        f"{part['samples']:,} samples, {part['controls']:,} of them controls; {part['batches']:,} batches, "
-        f"{part['perturbations']:,} perturbations"
-    )
+    from txeval.cli.forecast import counted
+
+    of = f"{counted(part['batches'], 'batch', 'batches')}, {counted(part['perturbations'], 'perturbation')}"
+    return f"{counted(part['samples'], 'sample')}, {part['controls']:,} of them controls; {of}"
 
 
 def _embedding_text(entry: dict[str, Any], plan: Plan) -> str:
+    from txeval.embed import check_options, resolve
+    from txeval.embed.spec import is_precomputed
+
+    source = entry["source"]
     options = ", ".join(f"{name}={value}" for name, value in entry["options"].items())
-    source = entry["source"] if entry["source"] != entry["label"] else ""
-    facts = [source, options, "one per seed" if entry["stochastic"] else ""]
-    facts += [f"{name}: {value}" for name, value in entry["provenance"].items() if isinstance(value, (str, int, list))]
-    return "; ".join(fact for fact in facts if fact) or "made by txeval"
+    facts = [source if source != entry["label"] else "", options]
+    if is_precomputed(source):
+        spec = next(job.spec for job in plan.embeddings if job.spec.label == entry["label"])
+        embedder = resolve(spec)
+        found = embedder.fingerprint(plan.screen, check_options(embedder.info, spec.options, label=spec.label))
+        n, d = found["shape"]
+        facts += ["precomputed", f"{n:,} x {d:,}"]
+    else:
+        facts += ["made by txeval", "one per seed" if entry["stochastic"] else ""]
+    return ", ".join(fact for fact in facts if fact)
 
 
 COMMAND = Command(
