@@ -433,6 +433,7 @@ def _provenance(model: ScVIModel, screen: Screen, genes: GeneMatch, empty: Ints,
             "rows": empty.tolist(),
             "filled_with": "what the model gives for a sample without any expression",
         },
+        "device": str(next(model.module.parameters()).device),
         "embedding_seconds": round(seconds, 3),
         **({"warnings": [_few(empty, screen)]} if len(empty) else {}),
     }
@@ -587,6 +588,7 @@ class TransferScVI:
             values,
             {
                 **made,
+                "weights": {"folder": str(folder), "sha256": ScVIModel.digest(folder)},
                 "trained_model": str(folder),
                 "trained_before": reused,
                 "same_screen_as_in_training": model.about.get("trained_on", {}).get("fingerprint")
