@@ -55,6 +55,8 @@ def main(data: Path, out: Path) -> None:
             start, before = time.perf_counter(), _cpu()
             outcome = execute(make_plan(config), progress=NullProgress())
             wall, cpu = time.perf_counter() - start, _cpu() - before
+            if outcome.interrupted:
+                sys.exit(outcome.exit_status)
             scores = outcome.scores
             peak = scores["peak_memory_mb"].max()
             missing = int(scores["value"].isna().sum())
