@@ -29,8 +29,9 @@ help:
 demo: $(VENV)/.installed
 	$(BIN)/txeval demo
 
+# One file stays on one worker: its fixtures are made once.
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
