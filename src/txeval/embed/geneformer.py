@@ -487,6 +487,7 @@ class Geneformer:
                 encode=encode,
                 forward=run,
                 width=encoder.widest,
+                device=device,
                 batch_size=options["batch_size"],
                 progress=context.progress,
                 name=self.info.name,

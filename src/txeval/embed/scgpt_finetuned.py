@@ -548,6 +548,7 @@ class FinetunedScGPT:
                 encode=encode,
                 forward=run,
                 width=max(settings.hidden, 3 * settings.width),
+                device=device,
                 batch_size=options["batch_size"],
                 progress=context.progress,
                 name=self.info.name,
