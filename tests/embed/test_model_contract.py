@@ -358,6 +358,6 @@ def test_memory_does_not_grow_with_the_samples(
             finally:
                 tracemalloc.stop()
 
-    small, large = peak(200), peak(1000)
+    small, large = peak(100), peak(500)
     # What grows is the list of sample names: their text, and the number of each.
-    assert large < small + 800 * 600
+    assert large < small + 400 * 600
