@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import resources
@@ -14,7 +15,24 @@ import yaml
 
 from txeval.errors import InputError, unknown
 
-__all__ = ["Protocol", "list_protocols", "load_protocol"]
+__all__ = ["Protocol", "list_protocols", "load_protocol", "parse_yaml"]
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that reads 1e-4 as a number, as YAML 1.2 does."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$"),
+    list("-+0123456789."),
+)
+
+
+def parse_yaml(text: str) -> Any:
+    """Read one YAML document as plain data; raises yaml.YAMLError."""
+    return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
 
 _SECTIONS = {
     "name": str,
@@ -105,9 +123,9 @@ def _resolve(source: str, seen: tuple[str, ...]) -> dict[str, Any]:
     parent = content.get("extends")
     if parent is None:
         return content
-    base_source = parent
-    if parent not in list_protocols() and Path(where).suffix in {".yaml", ".yml"}:
-        base_source = str(Path(where).parent / parent)
+    # A parent's file is looked for beside the file that extends it.
+    is_file = Path(parent).suffix in {".yaml", ".yml"}
+    base_source = str(Path(where).parent / parent) if is_file else parent
     return _merge(_resolve(base_source, (*seen, source)), content)
 
 
@@ -122,7 +140,7 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
             raise unknown("protocol", source, list_protocols())
         text, where = (resources.files("txeval") / "protocols" / f"{source}.yaml").read_text("utf-8"), source
     try:
-        content = yaml.safe_load(text)
+        content = parse_yaml(text)
     except yaml.YAMLError as why:
         raise InputError(f"protocol file {where} is not YAML: {why}") from None
     if not isinstance(content, dict):

@@ -43,17 +43,24 @@ class EmbedderInfo:
     ----------
     stochastic
         Whether it gives another embedding for another seed; it is then made once per seed.
+    uses_train
+        Whether it learns from `EmbeddingContext.train_rows`, so that another split gives another embedding.
     options
-        Option name -> (default, one line of help).
+        Option name -> (default, one line of help). The type of the default is the type that is accepted; a default
+        of None accepts any.
+    version
+        Raised when the same input gives another result than before.
     """
 
     name: str
     summary: str
     stochastic: bool = False
+    uses_train: bool = False
     options: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
     needs: str = ""
     licence: str = ""
     citation: str = ""
+    version: int = 1
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,167 @@
+"""Arguments that `run` and `validate` share, and how they become a run's configuration."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from txeval.cli.base import Parser, at_least, one_of
+from txeval.errors import InputError
+
+if TYPE_CHECKING:
+    from txeval.run.config import RunConfig
+
+__all__ = ["add_run_options", "config_from"]
+
+SCALES = ("counts", "normalized", "log1p", "continuous")
+OVERWRITE = ("never", "missing", "always")
+DEFAULT_OUT = "txeval-results"
+
+
+def add_run_options(parser: Parser) -> None:
+    """Add what describes a run: the screen, its columns, the embeddings, the protocol."""
+    parser.add_argument(
+        "screen", metavar="SCREEN", help="perturbation screen (.h5ad or .zarr), or a YAML file that describes the run"
+    )
+    screen = parser.add_argument_group("the screen: which column of obs holds what")
+    screen.add_argument("--perturbation", metavar="COLUMN", help="what was done to each sample (guide target, drug)")
+    screen.add_argument(
+        "--control", metavar="LABEL", nargs="+", action="extend", help="perturbation label(s) of unperturbed samples"
+    )
+    screen.add_argument("--control-column", metavar="COLUMN", help="instead of --control: a column of true and false")
+    screen.add_argument("--batch", metavar="COLUMN", help="batch, plate, lane or replicate")
+    screen.add_argument(
+        "--target-gene", metavar="COLUMN", help="gene that is perturbed, where labels are no gene symbols"
+    )
+    screen.add_argument("--cell-line", metavar="COLUMN", help="cell line, where there are several")
+    screen.add_argument(
+        "--gene-symbol", metavar="COLUMN", help="column of var with the gene names (default: its index)"
+    )
+    screen.add_argument("--layer", metavar="NAME", help="layer with the expression values (default: X)")
+    screen.add_argument(
+        "--scale",
+        metavar="SCALE",
+        type=one_of("scale", SCALES),
+        help="scale of the values: counts, normalized, log1p or continuous (default: determined from them, and stated)",
+    )
+    screen.add_argument("--name", metavar="NAME", help="name of the data set in the results (default: the file's name)")
+
+    what = parser.add_argument_group("what to evaluate")
+    what.add_argument(
+        "--embedding",
+        metavar="[LABEL=]SOURCE[@OPTION=VALUE,...]",
+        nargs="+",
+        action="extend",
+        help="an embedder (see `txeval embedders`), obsm:KEY, a .npy / .npz / .parquet file, or other.h5ad#obsm/KEY",
+    )
+    what.add_argument(
+        "--positional",
+        action="store_true",
+        default=None,
+        help="allow embeddings without sample names, matched by order",
+    )
+    what.add_argument(
+        "--no-baseline", action="store_true", default=None, help="do not add the random baseline by itself"
+    )
+    what.add_argument(
+        "--protocol",
+        metavar="NAME_OR_FILE",
+        help="parameters of the benchmark (default: paper; see `txeval protocols`)",
+    )
+    what.add_argument("--tasks", metavar="TASK", nargs="+", action="extend", help="only these (see `txeval tasks`)")
+    what.add_argument(
+        "--post-processing",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        help="only these of raw, centering, center_scaling, tvn",
+    )
+    what.add_argument("--seeds", metavar="N", type=at_least(1), help="number of seeds for what depends on one")
+    what.add_argument(
+        "--min-counts", metavar="N", type=_counts, help="keep samples with more counts than this (protocol paper: 1000)"
+    )
+    what.add_argument("--relations", metavar="FOLDER", help="folder of the databases of known relationships")
+
+    how = parser.add_argument_group("how to run")
+    how.add_argument("--out", metavar="FOLDER", help=f"results folder (default: {DEFAULT_OUT})")
+    how.add_argument("--workers", metavar="N", type=at_least(1), help="worker processes (default: 1)")
+    how.add_argument(
+        "--overwrite",
+        metavar="POLICY",
+        type=one_of("overwrite policy", OVERWRITE),
+        help="missing (default): compute what the folder lacks; always: everything again; "
+        "never: refuse a folder that holds scores",
+    )
+    how.add_argument("--plain", action="store_true", help="plain lines instead of a progress bar")
+
+
+def _counts(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number") from None
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not a number of counts: use 0 or more")
+    return value
+
+
+def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
+    """Build the configuration of a run from flags, or from a YAML file with flags on top.
+
+    Parameters
+    ----------
+    for_run
+        Whether results will be written: then there is always a folder for them.
+
+    Raises
+    ------
+    InputError
+        For anything that cannot be used, and for flags that contradict each other.
+    """
+    from txeval.run.config import load_config
+
+    if args.control and args.control_column:
+        raise InputError(
+            "--control and --control-column are both given",
+            remedy="name the controls once: by label(s) of the perturbation column, or by a column of true and false",
+        )
+    if args.min_counts and args.scale not in (None, "counts"):
+        raise InputError(
+            f"--min-counts {args.min_counts:g} contradicts --scale {args.scale}",
+            remedy="totals are known of counts only: leave --min-counts out, or name a layer with counts",
+        )
+    is_yaml = Path(args.screen).suffix.lower() in {".yaml", ".yml"}
+    given: dict[str, Any] = {
+        "screen": None if is_yaml else args.screen,
+        "roles": {
+            "perturbation": args.perturbation,
+            "control": tuple(args.control) if args.control else None,
+            "control_column": args.control_column,
+            "batch": args.batch,
+            "target_gene": args.target_gene,
+            "cell_line": args.cell_line,
+            "gene_symbol": args.gene_symbol,
+        },
+        "layer": args.layer,
+        "scale": args.scale,
+        "name": args.name,
+        "embeddings": args.embedding,
+        "protocol": args.protocol,
+        "tasks": args.tasks,
+        "post_processing": args.post_processing,
+        "seeds": args.seeds,
+        "min_counts": args.min_counts,
+        "out": args.out,
+        "relations": args.relations,
+        "workers": args.workers,
+        "overwrite": args.overwrite,
+        "baseline": False if args.no_baseline else None,
+        "positional": args.positional,
+    }
+    if for_run and not is_yaml and args.out is None:
+        given["out"] = DEFAULT_OUT
+    config = load_config(Path(args.screen) if is_yaml else None, given)
+    if for_run and config.out is None:
+        config = load_config(Path(args.screen), {**given, "out": DEFAULT_OUT})
+    return config

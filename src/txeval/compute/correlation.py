@@ -1,0 +1,324 @@
+"""Rank correlations of columns, exact with ties, by blocks of columns; a store that gives columns of row blocks."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from txeval.compute.arrays import F64, Bools
+from txeval.compute.jit import jit
+from txeval.errors import InputError, NotComputable
+
+__all__ = ["COLUMN_ELEMENTS", "ColumnStore", "Spearman", "columns_of", "spearman_by_gene", "twice_ranks"]
+
+#: Values of a block of columns: 32 M float32 values are 128 MiB.
+COLUMN_ELEMENTS = 32_000_000
+
+Array = npt.NDArray[Any]
+U32 = npt.NDArray[np.uint32]
+Columns = Callable[[slice], Array]
+
+
+@jit
+def _pack(bits: Any, low: Any, out: Any) -> None:
+    """Keys that sort like the float32 values, with 32 bits of anything below them."""
+    for i in range(len(bits)):
+        b = np.uint32(bits[i])
+        if b == np.uint32(0x80000000):
+            b = np.uint32(0)
+        high = np.uint32(~b) if b >= np.uint32(0x80000000) else np.uint32(b | np.uint32(0x80000000))
+        out[i] = (np.uint64(high) << np.uint64(32)) | np.uint64(low[i])
+
+
+@jit
+def _pack_nonzero(bits: Any, out: Any) -> tuple[int, int]:
+    """Keys of the values that are not zero with their positions: (how many, how many negative)."""
+    m = 0
+    negative = 0
+    for i in range(len(bits)):
+        b = np.uint32(bits[i])
+        if b == np.uint32(0x80000000) or b == np.uint32(0):
+            continue
+        if b >= np.uint32(0x80000000):
+            high = np.uint32(~b)
+            negative += 1
+        else:
+            high = np.uint32(b | np.uint32(0x80000000))
+        out[m] = (np.uint64(high) << np.uint64(32)) | np.uint64(i)
+        m += 1
+    return m, negative
+
+
+@jit
+def _radix_sort(keys: Any, spare: Any) -> bool:
+    """Sort keys by their upper 32 bits in three passes of 11 bits; True where the result lies in `spare`."""
+    n = len(keys)
+    counts = np.zeros((3, 2048), dtype=np.int64)
+    mask = np.uint64(2047)
+    for i in range(n):
+        key = keys[i]
+        counts[0, (key >> np.uint64(32)) & mask] += 1
+        counts[1, (key >> np.uint64(43)) & mask] += 1
+        counts[2, (key >> np.uint64(54)) & mask] += 1
+    source, target = keys, spare
+    swapped = False
+    for digit in range(3):
+        shift = np.uint64(32 + 11 * digit)
+        if counts[digit, (source[0] >> shift) & mask] == n:
+            continue
+        at = 0
+        for b in range(2048):
+            count = counts[digit, b]
+            counts[digit, b] = at
+            at += count
+        for i in range(n):
+            key = source[i]
+            bucket = (key >> shift) & mask
+            target[counts[digit, bucket]] = key
+            counts[digit, bucket] += 1
+        source, target = target, source
+        swapped = not swapped
+    return swapped
+
+
+def _sorted_keys(keys: Array, spare: Array) -> Array:
+    """Keys in the order of their upper 32 bits; both arrays are used up."""
+    if len(keys) < 2000:
+        # The tables of the radix sort cost more than such a sort.
+        keys.sort()
+        return keys
+    return spare if _radix_sort(keys, spare) else keys
+
+
+@jit
+def _ranks_of_keys(keys: Any, negative: int, zeros: int, out: Any) -> None:
+    """Twice the average ranks from sorted keys of the values that are not zero; zeros rank between the signs."""
+    for i in range(len(out)):
+        out[i] = 2 * negative + zeros + 1
+    m = len(keys)
+    a = 0
+    while a < m:
+        b = a + 1
+        value = keys[a] >> np.uint64(32)
+        while b < m and (keys[b] >> np.uint64(32)) == value:
+            b += 1
+        rank = a + b + 1 + (2 * zeros if a >= negative else 0)
+        for i in range(a, b):
+            out[keys[i] & np.uint64(0xFFFFFFFF)] = rank
+        a = b
+
+
+@jit
+def _ranks_of_order(values: Any, order: Any, out: Any) -> None:
+    a = 0
+    n = len(values)
+    while a < n:
+        b = a + 1
+        while b < n and values[order[b]] == values[order[a]]:
+            b += 1
+        for i in range(a, b):
+            out[order[i]] = a + b + 1
+        a = b
+
+
+@jit
+def _correlate_keys(keys: Any) -> tuple[float, float]:
+    """Covariance and variance sums from sorted keys (prediction | twice the rank of the truth)."""
+    n = len(keys)
+    covariance = 0.0
+    square = 0.0
+    a = 0
+    while a < n:
+        value = keys[a] >> np.uint64(32)
+        b = a
+        run = 0.0
+        while b < n and (keys[b] >> np.uint64(32)) == value:
+            run += np.float64(keys[b] & np.uint64(0xFFFFFFFF)) - (n + 1)
+            b += 1
+        centred = np.float64(a + b + 1 - (n + 1))
+        covariance += centred * run
+        square += centred * centred * (b - a)
+        a = b
+    return covariance, square
+
+
+@jit
+def _square_sum(ranks: Any) -> float:
+    n = len(ranks)
+    total = 0.0
+    for i in range(n):
+        centred = np.float64(ranks[i]) - (n + 1)
+        total += centred * centred
+    return total
+
+
+@jit
+def _product_sum(first: Any, second: Any) -> float:
+    n = len(first)
+    total = 0.0
+    for i in range(n):
+        total += (np.float64(first[i]) - (n + 1)) * (np.float64(second[i]) - (n + 1))
+    return total
+
+
+def twice_ranks(values: Array) -> U32:
+    """Twice the average ranks (1-based) of a column without NaN, as exact integers: (n,) uint32.
+
+    float32 values are radix-sorted as 64-bit keys that carry their position; zeros, the commonest value of
+    expression, are not sorted at all.
+    """
+    n = len(values)
+    out = np.empty(n, dtype=np.uint32)
+    if values.dtype == np.float32:
+        keys = np.empty(n, dtype=np.uint64)
+        m, negative = _pack_nonzero(np.ascontiguousarray(values).view(np.uint32), keys)
+        _ranks_of_keys(_sorted_keys(keys[:m], np.empty(m, dtype=np.uint64)), negative, n - m, out)
+    else:
+        _ranks_of_order(values, np.argsort(values), out)
+    return out
+
+
+@dataclass(frozen=True)
+class Spearman:
+    """Rank correlation of every gene.
+
+    Attributes
+    ----------
+    values
+        (g,) float64, NaN where truth or prediction is constant.
+    constant_true, constant_pred
+        (g,) bool.
+    """
+
+    values: F64
+    constant_true: Bools
+    constant_pred: Bools
+
+
+def spearman_by_gene(
+    pred_columns: Columns, true_columns: Columns, n: int, g: int, *, max_elements: int | None = None
+) -> Spearman:
+    """Spearman correlation of prediction and truth for every gene, over samples.
+
+    Average ranks for ties on both sides (as `scipy.stats.spearmanr`), in exact integer arithmetic up to the last
+    division. Memory: two blocks of columns.
+
+    Parameters
+    ----------
+    pred_columns, true_columns
+        slice of genes -> (n, k) array; float32, or anything that converts to float64.
+    n, g
+        Samples and genes.
+    max_elements
+        Values per block of columns (default `COLUMN_ELEMENTS`).
+
+    Raises
+    ------
+    NotComputable
+        For fewer than two samples.
+    """
+    if n < 2:
+        raise NotComputable(f"a rank correlation needs two samples; there are {n}")
+    values = np.full(g, np.nan)
+    constant_true, constant_pred = np.zeros(g, dtype=bool), np.zeros(g, dtype=bool)
+    step = max(1, (max_elements or COLUMN_ELEMENTS) // (2 * n))
+    keys, spare = np.empty(n, dtype=np.uint64), np.empty(n, dtype=np.uint64)
+    for start in range(0, g, step):
+        genes = slice(start, min(g, start + step))
+        true, pred = _by_column(true_columns(genes), n, "true"), _by_column(pred_columns(genes), n, "pred")
+        for k in range(len(true)):
+            ranks = twice_ranks(true[k])
+            square_true = _square_sum(ranks)
+            if pred.dtype == np.float32:
+                _pack(pred[k].view(np.uint32), ranks, keys)
+                covariance, square_pred = _correlate_keys(_sorted_keys(keys, spare))
+            else:
+                pred_ranks = twice_ranks(pred[k])
+                covariance, square_pred = _product_sum(pred_ranks, ranks), _square_sum(pred_ranks)
+            constant_true[start + k] = square_true == 0
+            constant_pred[start + k] = square_pred == 0
+            if square_true > 0 and square_pred > 0:
+                values[start + k] = min(1.0, max(-1.0, covariance / np.sqrt(square_true) / np.sqrt(square_pred)))
+    return Spearman(values, constant_true, constant_pred)
+
+
+def _by_column(block: Array, n: int, name: str) -> Array:
+    block = np.asarray(block)
+    if block.ndim != 2 or len(block) != n:
+        raise InputError(f"{name} gave columns of shape {block.shape} for {n} samples")
+    columns = np.ascontiguousarray(block.T, dtype=np.float32 if block.dtype in (np.float16, np.float32) else np.float64)
+    if not np.isfinite(columns).all():
+        raise InputError(f"{name} holds NaN or infinite values", remedy="remove or fill them")
+    return columns
+
+
+def columns_of(matrix: Any, *, max_elements: int | None = None) -> Columns:
+    """Read columns of anything that gives rows by slices, by row blocks."""
+    n, g = matrix.shape
+
+    def read(genes: slice) -> Array:
+        if isinstance(matrix, np.ndarray):
+            return np.asarray(matrix[:, genes])
+        step = max(1, (max_elements or COLUMN_ELEMENTS) // g)
+        parts = [np.asarray(matrix[a : min(n, a + step)])[:, genes] for a in range(0, n, step)]
+        return np.concatenate(parts) if parts else np.empty((0, len(range(*genes.indices(g)))))
+
+    return read
+
+
+class ColumnStore:
+    """A matrix that is written by row blocks and read by columns, in memory or in a temporary file.
+
+    Parameters
+    ----------
+    n, g
+        Shape of the whole matrix.
+    max_bytes
+        Above this many bytes (float32) it lives in a file.
+    folder
+        Where that file goes; None: the system's temporary folder.
+    """
+
+    def __init__(self, n: int, g: int, *, max_bytes: int = 2**30, folder: Path | None = None) -> None:
+        self.n, self.g = n, g
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._values: Array
+        if 4 * n * g <= max_bytes:
+            self._values = np.empty((g, n), dtype=np.float32)
+        else:
+            self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="txeval-columns-")
+            self._values = np.lib.format.open_memmap(
+                Path(self._folder.name) / "columns.npy", mode="w+", dtype=np.float32, shape=(g, n)
+            )
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether it lives in a file."""
+        return self._folder is not None
+
+    def write(self, rows: slice, block: Array) -> None:
+        """Store rows (m, g)."""
+        self._values[:, rows] = block.T
+
+    def __call__(self, genes: slice) -> Array:
+        """Columns (n, k)."""
+        return self._values[genes].T
+
+    def close(self) -> None:
+        """Free the memory or remove the file."""
+        self._values = np.empty((0, 0), dtype=np.float32)
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __enter__(self) -> ColumnStore:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()

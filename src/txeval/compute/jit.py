@@ -1,0 +1,29 @@
+"""One way to compile kernels: cached on disk where a cache can be written, without the global lock."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numba
+
+__all__ = ["jit"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Sums may be reordered so that loops vectorise; NaN and infinities keep their meaning.
+_FLAGS = {"reassoc", "contract", "nsz", "arcp"}
+
+
+def jit(function: F, *, no_nan: bool = False) -> F:
+    """Compile a function of arrays and numbers with numba (typed as the function itself).
+
+    With `no_nan` its values are promised not to be NaN, so that a minimum vectorises too.
+    """
+    flags = _FLAGS | {"nnan"} if no_nan else _FLAGS
+    try:
+        compiled = numba.njit(cache=True, nogil=True, fastmath=flags, error_model="numpy")(function)
+    except RuntimeError:
+        # A read-only installation without a home directory has no place for numba's cache.
+        compiled = numba.njit(nogil=True, fastmath=flags, error_model="numpy")(function)
+    return cast(F, compiled)

@@ -1,0 +1,433 @@
+"""Exact nearest neighbours: float32 matrix products find the candidates, float64 differences decide.
+
+The squared distance less the query's own norm, |x|^2 - 2 q.x, comes from matrix products over tiles. Per query a
+threshold from a sample of the reference set keeps a few hundred candidates; their distances are recomputed from
+differences in float64. A bound on the rounding of the products then says whether a point that was not kept could
+belong among the k nearest; where it could, the row is redone against the whole reference set. So the answer is the
+exact one, ties included, whatever the tiles.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+
+from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Bools, Ints, Rows, row_blocks, take_rows
+from txeval.compute.groups import checked_matrix
+from txeval.compute.jit import jit
+from txeval.compute.random import stream
+from txeval.compute.threads import torch_threads
+from txeval.errors import InputError
+
+__all__ = ["NeighbourIndex", "at_least_one", "finite_rows", "neighbours", "self_neighbours"]
+
+#: Largest relative error of one float32 operation.
+_ROUNDING = 2.0**-24
+#: Bound on what a product loses where it falls below the float32 range (points are scaled to about 1).
+_VANISHED = 2.0**-110
+#: Values beyond this would have squares that only float64 holds, and no embedding has them.
+_LARGEST = 1e30
+#: Up to this size every distance is computed directly: a threshold would not pay.
+_SMALL = 1024
+#: A tile of 2 MiB stays in a core's cache between the product and the filter.
+_TILE_QUERIES = 512
+_TILE_REFERENCE = 1024
+
+
+@jit
+def _squared_distance(a: Any, b: Any) -> Any:
+    total = 0.0
+    for j in range(len(a)):
+        difference = np.float64(a[j]) - np.float64(b[j])
+        total += difference * difference
+    return total
+
+
+@jit
+def _keep_nearest(squared: Any, rows: Any, k: int, distances: Any, indices: Any) -> Any:
+    """Write the k nearest by (float32 distance, row); return the k-th distance.
+
+    The bits of non-negative floats are in the order of their values, so distance and row make one integer key.
+    """
+    rounded = np.sqrt(squared).astype(np.float32)
+    keys = (rounded.view(np.int32).astype(np.int64) << 32) | rows
+    keys = np.sort(np.partition(keys, k - 1)[:k])
+    for a in range(k):
+        indices[a] = keys[a] & 0xFFFFFFFF
+    distances[:] = (keys >> 32).astype(np.int32).view(np.float32)
+    return np.float64(distances[k - 1])
+
+
+@jit
+def _error(d: int, norm: Any, squared: Any) -> Any:
+    """Bound on |computed - true| of |x|^2 - 2 q.x for any x within a squared distance of q.
+
+    Centring and rounding the points, d + 1 products and sums in float32 in any order, with |x| <= |q| + distance.
+    """
+    reach = np.sqrt(norm) + np.sqrt(squared)
+    return (2 * d + 32) * (_ROUNDING * reach * reach + _VANISHED)
+
+
+@jit
+def _raised(d: int, norms: Any, level: Any) -> Any:
+    """Levels, raised so far that rounding does not push above them what truly lies below."""
+    out = np.empty(len(level), np.float32)
+    for q in range(len(level)):
+        value = np.float64(level[q])
+        out[q] = value + 2 * _error(d, norms[q], max(value + norms[q], 0.0))
+    return out
+
+
+@partial(jit, no_nan=True)
+def _filter(tile: Any, start: int, threshold: Any, rows: Any, values: Any, counts: Any) -> None:
+    """Append the columns of a tile at or below each row's threshold; counts go on where the room ends."""
+    m, n = tile.shape
+    room = rows.shape[1]
+    whole = n - n % 16
+    for q in range(m):
+        limit = threshold[q]
+        count = counts[q]
+        row = tile[q]
+        for j in range(0, whole, 16):
+            # The minimum of a run takes a few vector instructions, and most runs have nothing to keep.
+            smallest = row[j]
+            for u in range(1, 16):
+                smallest = min(smallest, row[j + u])
+            if smallest <= limit:
+                for a in range(j, j + 16):
+                    if row[a] <= limit:
+                        if count < room:
+                            rows[q, count] = start + a
+                            values[q, count] = row[a]
+                        count += 1
+        for a in range(whole, n):
+            if row[a] <= limit:
+                if count < room:
+                    rows[q, count] = start + a
+                    values[q, count] = row[a]
+                count += 1
+        counts[q] = count
+
+
+@jit
+def _decide(
+    reference: Any,
+    queries: Any,
+    norms: Any,
+    scale: Any,
+    threshold: Any,
+    rows: Any,
+    values: Any,
+    counts: Any,
+    k: int,
+    distances: Any,
+    indices: Any,
+) -> Any:
+    """Answer each query from its candidates; return which answers are certain to be exact."""
+    m, room = rows.shape
+    d = reference.shape[1]
+    certain = np.zeros(m, np.bool_)
+    squared = np.empty(room, np.float64)
+    near = np.empty(room, np.int64)
+    for q in range(m):
+        count = counts[q]
+        if count < k or count > room:
+            continue
+        kth = np.float64(np.partition(values[q, :count], k - 1)[k - 1])
+        limit = min(np.float64(threshold[q]), kth + 2 * _error(d, norms[q], max(kth + norms[q], 0.0)))
+        kept = 0
+        for a in range(count):
+            if values[q, a] <= limit:
+                near[kept] = rows[q, a]
+                squared[kept] = _squared_distance(queries[q], reference[rows[q, a]])
+                kept += 1
+        if kept < k:
+            continue
+        # Anything that rounds to the k-th distance or less could belong to the answer; 2^-149 is the smallest float32.
+        last = (_keep_nearest(squared[:kept], near[:kept], k, distances[q], indices[q]) + 2.0**-149) * scale
+        reach = last * last * (1 + 4 * _ROUNDING)
+        certain[q] = reach - norms[q] + _error(d, norms[q], reach) <= limit
+    return certain
+
+
+@jit
+def _whole_rows(reference: Any, queries: Any, which: Any, k: int, distances: Any, indices: Any) -> None:
+    """Answer the given queries from their distances to the whole reference set."""
+    n = len(reference)
+    everything = np.arange(n)
+    squared = np.empty(n, np.float64)
+    for q in which:
+        for a in range(n):
+            squared[a] = _squared_distance(queries[q], reference[a])
+        _keep_nearest(squared, everything, k, distances[q], indices[q])
+
+
+class NeighbourIndex:
+    """A reference set, prepared once for any number of queries.
+
+    Parameters
+    ----------
+    reference
+        (n, d) finite values; used as float32 and kept in memory twice.
+    name
+        What messages call it.
+
+    Raises
+    ------
+    InputError
+        For a matrix that is not two-dimensional, has no rows or columns, or holds NaN or infinity.
+    """
+
+    def __init__(self, reference: Rows, *, name: str = "X_ref") -> None:
+        self.reference = finite_rows(reference, name=name)
+        n, d = self.reference.shape
+        if n == 0:
+            raise InputError(f"{name} has no rows: there is nothing to search", remedy="give samples")
+        self.n, self.d = n, d
+        # Products of centred values lose less to cancellation; a power of two changes no digit and keeps the squares
+        # within the range of float32.
+        self._centre = self.reference.mean(axis=0, dtype=np.float64)
+        extent = max(float(np.abs(self.reference[block] - self._centre).max()) for block in row_blocks(n, d))
+        self._scale = float(2.0 ** -np.ceil(np.log2(extent))) if extent > 0 else 1.0
+        # One more column holds |x|^2, matched by a 1 in the queries: the product is the wanted value itself.
+        self._points = np.empty((n, d + 1), np.float32)
+        for block in row_blocks(n, d):
+            points = self._place(self.reference[block])
+            self._points[block, :d] = -2 * points
+            self._points[block, d] = np.einsum("ij,ij->i", points, points, dtype=np.float64)
+        size = min(n, max(_SMALL, min(n // 16, 4096 + n // 100)))
+        self._sample = self._points[np.sort(stream(0, "neighbours", n).choice(n, size, replace=False))]
+        self._elsewhere: torch.Tensor | None = None
+
+    def _place(self, rows: F32) -> F32:
+        return np.asarray((rows - self._centre) * self._scale, dtype=np.float32)
+
+    def blocks(
+        self, queries: Rows, k: int, *, threads: int = 1, device: str = "cpu", max_elements: int | None = None
+    ) -> Iterator[tuple[slice, F32, Ints]]:
+        """Neighbours of blocks of queries, for callers that need not hold all of them.
+
+        Parameters
+        ----------
+        queries
+            (m, d) rows on demand.
+        k
+            Number of neighbours; all n where it is larger.
+        threads
+            Blocks of queries answered at the same time.
+        device
+            Where candidates are looked for; the answer does not depend on it.
+        max_elements
+            Bound on the values of one tile and of one block of answers; the answer does not depend on it.
+
+        Yields
+        ------
+        (rows, distances, indices)
+            Slice of the queries, float32 (b, k) ascending, int64 (b, k); equal distances in order of the index.
+        """
+        k = min(at_least_one("k", k), self.n)
+        matrix = checked_matrix(queries, "X_query")
+        m, d = matrix.shape
+        if d != self.d:
+            raise InputError(
+                f"the queries have {d} columns, the reference set has {self.d}", remedy="embed both in the same space"
+            )
+        for rows in row_blocks(m, max(k, d), max_elements):
+            block = finite_rows(matrix, rows, name="X_query")
+            distances = np.empty((len(block), k), np.float32)
+            indices = np.empty((len(block), k), np.int64)
+            self._fill(block, k, distances, indices, threads, device, max_elements)
+            yield rows, distances, indices
+
+    def _fill(
+        self, queries: F32, k: int, distances: F32, indices: Ints, threads: int, device: str, max_elements: int | None
+    ) -> None:
+        limit = max_elements or BLOCK_ELEMENTS
+        width = min(_TILE_REFERENCE, self.n, max(32, limit // 32))
+        step = min(_TILE_QUERIES, max(1, limit // width))
+        parts = [slice(start, min(start + step, len(queries))) for start in range(0, len(queries), step)]
+
+        def answer(part: slice) -> None:
+            self._answer(queries[part], k, distances[part], indices[part], width, device)
+
+        with torch_threads(1):
+            if threads <= 1 or len(parts) <= 1 or device != "cpu":
+                for part in parts:
+                    answer(part)
+            else:
+                with ThreadPoolExecutor(threads) as pool:
+                    list(pool.map(answer, parts))
+
+    def _answer(self, queries: F32, k: int, distances: F32, indices: Ints, width: int, device: str) -> None:
+        if self.n <= max(_SMALL, 2 * k):
+            _whole_rows(self.reference, queries, np.arange(len(queries)), k, distances, indices)
+            return
+        placed = np.empty((len(queries), self.d + 1), np.float32)
+        with np.errstate(over="ignore"):
+            placed[:, :-1] = self._place(queries)
+        norms = np.einsum("ij,ij->i", placed[:, :-1], placed[:, :-1], dtype=np.float64)
+        placed[:, -1] = 1
+        # A query this far from everything would leave the range of float32; its row is redone below.
+        far = ~(norms < 2.0**60)
+        placed[far] = 0
+        norms[far] = 0
+        if device == "cpu":
+            found = self._candidates(placed, norms, k, width)
+        else:
+            found = self._candidates_on(torch.device(device), placed, k)
+        threshold, rows, values, counts = found
+        certain: Bools = _decide(
+            self.reference, queries, norms, self._scale, threshold, rows, values, counts, k, distances, indices
+        )
+        redo = np.flatnonzero(far | ~certain)
+        if len(redo):
+            _whole_rows(self.reference, queries, redo, k, distances, indices)
+
+    def _candidates(self, placed: F32, norms: F64, k: int, width: int) -> tuple[Any, ...]:
+        """Threshold (m,), candidate rows and values (m, room), counts (m,), by tiles."""
+        m, n, size = len(placed), self.n, len(self._sample)
+        queries = torch.from_numpy(placed)
+        points = torch.from_numpy(self._points)
+        expected = k * size / n
+        # Six standard deviations above the expected rank of the k-th neighbour within the sample.
+        rank = min(size, int(np.ceil(expected + 6 * np.sqrt(expected) + 4)))
+        sampled = torch.mm(queries, torch.from_numpy(self._sample).t())
+        level = sampled.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1).numpy()
+        threshold = _raised(self.d, norms, level)
+        room = int(min(n, max(4 * k, 2.5 * rank * n / size + 256)))
+        rows = np.empty((m, room), np.int32)
+        values = np.empty((m, room), np.float32)
+        counts = np.zeros(m, np.int64)
+        tile = torch.empty(m * width)
+        for start in range(0, n, width):
+            part = points[start : start + width]
+            out = tile[: m * len(part)].view(m, len(part))
+            torch.mm(queries, part.t(), out=out)
+            _filter(out.numpy(), start, threshold, rows, values, counts)
+        return threshold, rows, values, counts
+
+    def _candidates_on(self, device: torch.device, placed: F32, k: int) -> tuple[Any, ...]:
+        """The same by one whole row of products per query and a partial sort, for accelerators."""
+        room = min(self.n, k + 64 + k // 8)
+        if self._elsewhere is None or self._elsewhere.device.type != device.type:
+            self._elsewhere = torch.from_numpy(self._points).to(device)
+        products = torch.from_numpy(placed).to(device) @ self._elsewhere.t()
+        columns = products.topk(room, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
+        values = products.gather(1, columns).cpu().numpy()
+        # A point that ties with the last one kept may have been left out: the threshold lies just below it.
+        threshold = np.nextafter(values.max(axis=1), np.float32(-np.inf))
+        return threshold, columns.cpu().numpy().astype(np.int32), values, np.full(len(placed), room, np.int64)
+
+
+def neighbours(
+    X_ref: Rows, X_query: Rows, k: int, *, threads: int = 1, device: str = "cpu", max_elements: int | None = None
+) -> tuple[F32, Ints]:
+    """Exact k nearest neighbours, euclidean.
+
+    Parameters
+    ----------
+    X_ref
+        (n, d) reference set, finite; used as float32.
+    X_query
+        (m, d) queries.
+    k
+        Number of neighbours, at least 1; all n where it is larger.
+    threads
+        Blocks of queries answered at the same time.
+    device
+        Where candidates are looked for ("cpu", "cuda"); the answer does not depend on it.
+    max_elements
+        Bound on the values of one working block; the answer does not depend on it.
+
+    Returns
+    -------
+    (distances, indices)
+        float32 (m, min(k, n)) ascending, and int64 rows of `X_ref`. Distances that are equal in float32 are in order
+        of the row, so the answer is unique; the distance of equal rows is exactly 0.
+
+    Raises
+    ------
+    InputError
+        For k < 1, NaN or infinity, an empty reference set, or sets of different width.
+    """
+    index = NeighbourIndex(X_ref)
+    k = min(at_least_one("k", k), index.n)
+    queries = checked_matrix(X_query, "X_query")
+    distances = np.empty((queries.shape[0], k), np.float32)
+    indices = np.empty((queries.shape[0], k), np.int64)
+    for rows, near, which in index.blocks(queries, k, threads=threads, device=device, max_elements=max_elements):
+        distances[rows] = near
+        indices[rows] = which
+    return distances, indices
+
+
+def self_neighbours(
+    X: Rows, k: int, *, threads: int = 1, device: str = "cpu", max_elements: int | None = None
+) -> Iterator[tuple[slice, F32, Ints]]:
+    """Blocks of the k nearest other samples of every sample.
+
+    The sample itself is left out by its row, not by its place: with duplicates it need not come first.
+
+    Parameters
+    ----------
+    X
+        (n, d) samples, finite; used as float32.
+    k
+        Number of other samples; all n - 1 where it is larger.
+
+    Yields
+    ------
+    (rows, distances, indices)
+        As `NeighbourIndex.blocks`, min(k, n - 1) columns.
+    """
+    index = NeighbourIndex(X, name="X")
+    k = min(at_least_one("k", k), index.n - 1)
+    around = index.blocks(index.reference, k + 1, threads=threads, device=device, max_elements=max_elements)
+    for rows, distances, indices in around:
+        others = indices != np.arange(rows.start, rows.stop)[:, None]
+        # A sample with more than k duplicates in earlier rows is not among its own neighbours: the last one goes.
+        others[others.all(axis=1), -1] = False
+        yield rows, distances[others].reshape(len(others), k), indices[others].reshape(len(others), k)
+
+
+def finite_rows(matrix: Rows, rows: slice | None = None, *, name: str) -> F32:
+    """Rows of a matrix as C-contiguous float32, checked.
+
+    Raises
+    ------
+    InputError
+        For a matrix that is not two-dimensional or numeric, or holds NaN, infinity or values beyond 1e30.
+    """
+    matrix = checked_matrix(matrix, name)
+    try:
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = take_rows(matrix, rows)
+    except (TypeError, ValueError) as why:
+        raise InputError(f"{name} does not hold numbers: {why}", remedy="give a numeric matrix") from None
+    for block in row_blocks(*values.shape):
+        fine = np.abs(values[block]) <= _LARGEST
+        if not fine.all():
+            row, column = np.argwhere(~fine)[0]
+            before = block.start + ((rows.start or 0) if rows else 0)
+            raise InputError(
+                f"{name} holds {values[block][row, column]} in row {before + row}, column {column}",
+                remedy="leave such samples out or replace the values: they must be finite and below 1e30",
+            )
+    return values
+
+
+def at_least_one(name: str, value: int) -> int:
+    """Check a whole number of 1 or more."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        number = 0
+    if number < 1:
+        raise InputError(f"{name} is {value!r}", remedy="give a whole number of 1 or more")
+    return number

@@ -1,0 +1,224 @@
+"""Level 1: how many batches there are, in effect, among a sample's neighbours (iLISI)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from txeval.compute.arrays import F32, F64, Rows
+from txeval.compute.groups import checked_matrix, encode
+from txeval.compute.jit import jit
+from txeval.compute.neighbours import at_least_one, finite_rows, self_neighbours
+from txeval.compute.pca import principal_axes
+from txeval.errors import InputError, NotComputable
+
+__all__ = ["IlisiScores", "ilisi", "ilisi_scores"]
+
+#: The paper reduces embeddings to at least so many components, and to as many as reach this share of the variance.
+PAPER_COMPONENTS = 32
+PAPER_VARIANCE = 0.9
+
+
+@dataclass(frozen=True)
+class IlisiScores:
+    """iLISI per sample, and what it was computed with.
+
+    Attributes
+    ----------
+    scores
+        (n,) float64, 1 to the number of batches.
+    n_neighbours
+        Other samples that were weighted for each sample.
+    perplexity
+        Effective number of neighbours that the weights were fitted to.
+    components
+        Dimensions that distances were taken in.
+    notes
+        What differs from what was asked for.
+    """
+
+    scores: F64
+    n_neighbours: int
+    perplexity: int
+    components: int
+    notes: tuple[str, ...] = ()
+
+
+@jit
+def _inverse_simpson(distances: Any, codes: Any, n_batches: int, perplexity: Any, out: Any) -> None:
+    """1 / sum_c (sum_{j in c} p_j)^2 per row, p fitted to the perplexity by bisection on beta."""
+    m, k = distances.shape
+    target = np.log(perplexity)
+    p = np.empty(k)
+    share = np.zeros(n_batches)
+    for i in range(m):
+        # Subtracting the smallest distance leaves p and its entropy as they are, and keeps the sum above 0.
+        nearest = np.float64(distances[i, 0])
+        beta, low, high = 1.0, -np.inf, np.inf
+        for step in range(51):
+            total = 0.0
+            weighted = 0.0
+            for j in range(k):
+                d = np.float64(distances[i, j]) - nearest
+                p[j] = np.exp(-beta * d)
+                total += p[j]
+                weighted += d * p[j]
+            difference = np.log(total) + beta * weighted / total - target
+            if abs(difference) < 1e-5 or step == 50:
+                break
+            if difference > 0:
+                low = beta
+                beta = beta * 2 if high == np.inf else (beta + high) / 2
+            else:
+                high = beta
+                beta = beta / 2 if low == -np.inf else (beta + low) / 2
+        for j in range(k):
+            share[codes[i, j]] += p[j] / total
+        simpson = 0.0
+        for j in range(k):
+            simpson += share[codes[i, j]] ** 2
+            share[codes[i, j]] = 0.0
+        out[i] = max(1.0, 1.0 / simpson)
+
+
+def ilisi_scores(
+    X: Rows,
+    batch: Any,
+    *,
+    perplexity: int = 83,
+    include_self: bool = True,
+    components: int | Literal["paper"] | None = None,
+    min_components: int | None = None,
+    variance: float | None = None,
+    threads: int = 1,
+    device: str = "cpu",
+    max_elements: int | None = None,
+) -> IlisiScores:
+    """iLISI per sample with what it was computed with.
+
+    Parameters
+    ----------
+    X, batch, perplexity, include_self, components
+        As `ilisi`.
+    min_components, variance
+        Reduce by PCA to the larger of `min_components` and the number that reaches this share of the variance;
+        `components="paper"` is 32 and 0.9.
+    threads, device, max_elements
+        As `txeval.compute.neighbours.neighbours`; they do not change the scores.
+
+    Raises
+    ------
+    InputError
+        For NaN or infinity in `X`, a wrong number of labels, or parameters out of range.
+    NotComputable
+        For fewer than three neighbours: there is no perplexity then.
+    """
+    matrix = checked_matrix(X)
+    n = matrix.shape[0]
+    codes, batches = encode(batch, n, name="batch")
+    perplexity = at_least_one("perplexity", perplexity)
+    if components == "paper":
+        min_components, variance = PAPER_COMPONENTS, PAPER_VARIANCE
+    elif components is not None:
+        min_components = at_least_one("components", components)
+    if variance is not None and not 0 < variance <= 1:
+        raise InputError(f"variance is {variance}", remedy="give a share above 0 and at most 1")
+
+    notes: list[str] = []
+    available = n if include_self else n - 1
+    wanted = 3 * perplexity
+    if available < wanted:
+        if available < 3:
+            raise NotComputable(f"iLISI needs at least 3 neighbours; there are {n} samples")
+        notes.append(
+            f"{available} neighbours instead of {wanted}, perplexity {available // 3} instead of {perplexity}:"
+            f" there are {n} samples"
+        )
+        wanted, perplexity = available, available // 3
+    others = wanted - 1 if include_self else wanted
+
+    values = finite_rows(matrix, name="X")
+    values = _reduced(values, min_components, variance, max_elements)
+
+    scores = np.empty(n)
+    tied = 0
+    around = self_neighbours(values, others, threads=threads, device=device, max_elements=max_elements)
+    for rows, distances, indices in around:
+        if others < n - 1:
+            tied += int((distances[:, -1] == 0).sum())
+        _inverse_simpson(distances, codes[indices], len(batches), float(perplexity), scores[rows])
+    if tied:
+        notes.append(f"{tied} samples have {others} or more duplicates: the first of them in the samples' order count")
+    return IlisiScores(scores, others, perplexity, int(values.shape[1]), tuple(notes))
+
+
+def _reduced(values: F32, min_components: int | None, variance: float | None, max_elements: int | None) -> F32:
+    """Principal components of the values; the values themselves where no dimension would go."""
+    d = values.shape[1]
+    k = min_components or 1
+    if k >= d or (min_components is None and variance is None):
+        return values
+    axes = principal_axes(values, max_elements=max_elements)
+    if variance is not None:
+        k = max(k, axes.reaching(variance))
+    return values if k >= d else axes.project(values, k, max_elements=max_elements)
+
+
+def ilisi(
+    X: Rows,
+    batch: Any,
+    *,
+    perplexity: int = 83,
+    include_self: bool = True,
+    components: int | Literal["paper"] | None = None,
+) -> F64:
+    """Effective number of batches among the neighbours of every sample (integration LISI).
+
+    For each sample i and its nearest neighbours j (euclidean distance d_ij), p_ij = exp(-beta_i d_ij) / sum, with
+    beta_i such that the entropy of p_i is log(perplexity) (bisection, tolerance 1e-5, at most 50 steps). The score is
+    1 / sum_c (sum_{j in c} p_ij)^2 over batches c.
+
+    Parameters
+    ----------
+    X
+        (n, d) representation, finite; used as float32.
+    batch
+        (n,) batch labels.
+    perplexity
+        Effective number of neighbours. With fewer samples than the 3 x perplexity neighbours wanted, those that there
+        are count, with a third of their number as the perplexity; `ilisi_scores` tells.
+    include_self
+        True: the sample counts as one of its 3 x perplexity neighbours and is then left out (paper, reference);
+        False: 3 x perplexity other samples.
+    components
+        Reduce by PCA first: to so many components, or "paper": to the larger of 32 and the number that reaches 90 %
+        of the variance. None: as it is. Embeddings with fewer dimensions stay as they are.
+
+    Returns
+    -------
+    (n,) float64
+        1 (all neighbours of one batch) to the number of batches (all equally present).
+
+    Raises
+    ------
+    InputError
+        For NaN or infinity in `X`, a wrong number of labels, or parameters out of range.
+    NotComputable
+        For fewer than three neighbours.
+
+    References
+    ----------
+    Korsunsky et al., Nature Methods 16, 1289 (2019).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> X = np.repeat([[0.0], [9.0]], 50, axis=0)
+    >>> scores = ilisi(X, np.repeat(["a", "b"], 50), perplexity=10)
+    >>> round(float(scores.mean()), 6)
+    1.0
+    """
+    found = ilisi_scores(X, batch, perplexity=perplexity, include_self=include_self, components=components)
+    return found.scores

@@ -1,0 +1,219 @@
+"""Grids as text for a terminal, Markdown, LaTeX; frames as CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from txeval.report.layout import Cell, Column, Grid, Row
+
+if TYPE_CHECKING:
+    from rich.console import Console, RenderableType
+    from rich.text import Text
+
+__all__ = ["FORMATS", "print_grids", "to_csv", "to_latex", "to_markdown"]
+
+FORMATS = ("terminal", "csv", "markdown", "latex")
+
+
+def to_csv(frame: pd.DataFrame) -> str:
+    """Write a frame as CSV with full precision; empty where there is no value."""
+    return frame.to_csv(index=False, lineterminator="\n")
+
+
+# Terminal
+
+
+def print_grids(grids: Iterable[Grid], console: Console) -> None:
+    """Print grids with rich; a grid that is wider than the terminal is cut into several below each other."""
+    from rich.text import Text
+
+    for grid in grids:
+        console.print(Text(grid.title, style="bold"))
+        for part in _fitting(grid, console.width):
+            console.print(_rich_table(part))
+        for renderable in _rich_notes(grid):
+            console.print(renderable)
+        console.print()
+
+
+def _rich_table(grid: Grid) -> RenderableType:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for title in grid.index:
+        table.add_column(Text(title), overflow="fold")
+    for column in grid.columns:
+        table.add_column(Text(column.label), justify="right", overflow="fold")
+    for place, row in enumerate(grid.rows):
+        table.add_row(*(Text(name) for name in row.names), *(_rich_cell(cell) for cell in row.cells))
+        if place + 1 < len(grid.rows) and grid.rows[place + 1].section != row.section:
+            table.add_section()
+    return table
+
+
+def _rich_cell(cell: Cell) -> Text:
+    from rich.text import Text
+
+    text = Text()
+    if cell.best:
+        text.append("*", style="bold")
+    text.append(cell.text, style="bold" if cell.best else "dim" if cell.dim else "")
+    text.append("".join(f"[{mark}]" for mark in cell.marks), style="dim")
+    if cell.letter:
+        text.append(f" {cell.letter}", style="dim")
+    return text
+
+
+def _rich_notes(grid: Grid) -> list[RenderableType]:
+    from rich.padding import Padding
+    from rich.text import Text
+
+    best = any(cell.best for row in grid.rows for cell in row.cells)
+    notes = (["* best model of the row."] if best else []) + list(grid.notes)
+    lines = [Text(note, style="dim") for note in notes]
+    lines += [Text(f"[{number}] {reason}") for number, reason in enumerate(grid.reasons, start=1)]
+    return [Padding(line, (0, 0, 0, 1)) for line in lines]
+
+
+def _fitting(grid: Grid, width: int) -> list[Grid]:
+    """Cut a grid by columns so that each part fits; the leading columns are repeated."""
+    gap = 2
+    lead = 2 + sum(
+        max(len(title), *(len(row.names[i]) for row in grid.rows)) + gap for i, title in enumerate(grid.index)
+    )
+    widths = [
+        max(len(column.label), *(len(_rich_cell(row.cells[j])) for row in grid.rows)) + gap
+        for j, column in enumerate(grid.columns)
+    ]
+    # The reference columns, if any, are repeated as well: a model is read against them.
+    fixed = [j for j, column in enumerate(grid.columns) if column.group == "reference"]
+    parts: list[list[int]] = []
+    current, used = list(fixed), lead + sum(widths[j] for j in fixed)
+    for j in range(len(grid.columns)):
+        if j in fixed:
+            continue
+        if len(current) > len(fixed) and used + widths[j] > width:
+            parts.append(current)
+            current, used = list(fixed), lead + sum(widths[k] for k in fixed)
+        current.append(j)
+        used += widths[j]
+    parts.append(current)
+    return [_columns(grid, part) for part in parts]
+
+
+def _columns(grid: Grid, picked: Sequence[int]) -> Grid:
+    return Grid(
+        title=grid.title,
+        index=grid.index,
+        columns=tuple(grid.columns[j] for j in picked),
+        rows=tuple(Row(row.names, tuple(row.cells[j] for j in picked), row.section) for row in grid.rows),
+    )
+
+
+# Markdown
+
+
+def to_markdown(grids: Iterable[Grid]) -> str:
+    """Render grids as GitHub-flavoured Markdown tables, best scores bold, holes with numbered reasons."""
+    return "\n".join(_markdown(grid) for grid in grids)
+
+
+def _markdown(grid: Grid) -> str:
+    header = [*grid.index, *(column.label for column in grid.columns)]
+    rule = [*["---"] * len(grid.index), *["---:"] * len(grid.columns)]
+    lines = [f"### {_md(grid.title)}", "", _md_row(map(_md, header)), _md_row(rule)]
+    lines += [_md_row([*map(_md, row.names), *map(_md_cell, row.cells)]) for row in grid.rows]
+    lines.append("")
+    if any(cell.best for row in grid.rows for cell in row.cells):
+        lines.append("- Bold: best model of the row.")
+    lines += [f"- {_md(note)}" for note in grid.notes]
+    lines += [f"- [{number}] {_md(reason)}" for number, reason in enumerate(grid.reasons, start=1)]
+    return "\n".join([*lines, ""])
+
+
+def _md_row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _md_cell(cell: Cell) -> str:
+    text = f"**{_md(cell.text)}**" if cell.best else _md(cell.text)
+    parts = [text, *(f"[{mark}]" for mark in cell.marks), _md(cell.letter)]
+    return " ".join(part for part in parts if part)
+
+
+def _md(text: str) -> str:
+    for char in "\\`*_[]<>|#":
+        text = text.replace(char, f"\\{char}")
+    return text
+
+
+# LaTeX
+
+
+def to_latex(grids: Iterable[Grid]) -> str:
+    r"""Render grids as LaTeX tables for `\usepackage{booktabs}`."""
+    return "\n".join(_latex(grid) for grid in grids)
+
+
+def _latex(grid: Grid) -> str:
+    n = len(grid.index)
+    align = "l" * n + "".join(_latex_align(grid.columns, j) for j in range(len(grid.columns)))
+    lines = [r"\begin{table}", r"\centering", rf"\caption{{{_tex(grid.title)}}}", rf"\begin{{tabular}}{{{align}}}"]
+    header = [*grid.index, *(column.label for column in grid.columns)]
+    lines += [r"\toprule", _tex_row(map(_tex, header)), r"\midrule"]
+    for place, row in enumerate(grid.rows):
+        if place and grid.rows[place - 1].section != row.section:
+            lines.append(r"\midrule")
+        lines.append(_tex_row([*map(_tex, row.names), *map(_tex_cell, row.cells)]))
+    lines += [r"\bottomrule", r"\end{tabular}"]
+    notes = ["Bold: best model of the row."] if any(c.best for row in grid.rows for c in row.cells) else []
+    texts = [_tex(note) for note in [*notes, *grid.notes]]
+    texts += [rf"\textsuperscript{{{number}}} {_tex(reason)}" for number, reason in enumerate(grid.reasons, start=1)]
+    if texts:
+        lines += [r"\par\smallskip\footnotesize", " \\\\\n".join(texts)]
+    return "\n".join([*lines, r"\end{table}", ""])
+
+
+def _latex_align(columns: Sequence[Column], j: int) -> str:
+    gap = r"@{\hspace{2em}}" if j and columns[j - 1].group != columns[j].group else ""
+    return gap + "r"
+
+
+def _tex_row(cells: Iterable[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def _tex_cell(cell: Cell) -> str:
+    text = _tex(cell.text)
+    if cell.best:
+        text = rf"\textbf{{{text}}}"
+    raised = ",".join(map(str, cell.marks)) + _tex(cell.letter)
+    return rf"{text}\textsuperscript{{{raised}}}" if raised else text
+
+
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "–": "--",
+}
+
+
+def _tex(text: str) -> str:
+    return "".join(_TEX.get(char, char) for char in text)

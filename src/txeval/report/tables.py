@@ -1,0 +1,485 @@
+"""Tables of scores: pure functions from score rows to frames. They compute nothing but means over seeds."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from txeval.errors import InputError
+
+__all__ = [
+    "BASELINES",
+    "MetricInfo",
+    "aggregate",
+    "baseline_models",
+    "catalogue",
+    "full",
+    "holes",
+    "left_out",
+    "summary",
+]
+
+#: Embedders that carry no information: shown apart and never marked as best.
+BASELINES: tuple[str, ...] = ("random", "random_uniform")
+
+#: Order of the post-processings in every table, and the order in which a tie is broken.
+_POST_ORDER = ("raw", "centering", "center_scaling", "tvn")
+
+#: One table is made of the rows that agree in these.
+TABLE = ["dataset", "screen_fingerprint", "protocol", "protocol_fingerprint"]
+_CELL = ["level", "task", "metric", "subset", "model", "post_processing"]
+
+
+@dataclass(frozen=True)
+class MetricInfo:
+    """What a table needs to know of a metric.
+
+    Attributes
+    ----------
+    position
+        Place among all metrics: level, then the order in which the task lists them.
+    known
+        False for a metric of rows whose plug-in is not installed here; higher is then taken as better.
+    """
+
+    task: str
+    task_title: str
+    level: int
+    metric: str
+    label: str
+    summary: str = ""
+    higher_is_better: bool = True
+    low: float = 0.0
+    high: float = 1.0
+    headline: bool = False
+    position: int = 0
+    known: bool = True
+
+
+def catalogue(scores: pd.DataFrame | None = None) -> dict[tuple[str, str], MetricInfo]:
+    """Every metric of every registered task by (task, metric), plus those that only the rows know."""
+    from txeval.tasks.registry import list_tasks, metrics_of
+
+    found: dict[tuple[str, str], MetricInfo] = {}
+    for task in list_tasks():
+        for metric in metrics_of(task):
+            found[task.name, metric.name] = MetricInfo(
+                task=task.name,
+                task_title=task.title,
+                level=task.level,
+                metric=metric.name,
+                label=metric.label,
+                summary=metric.summary,
+                higher_is_better=metric.higher_is_better,
+                low=metric.low,
+                high=metric.high,
+                headline=metric.headline,
+                position=len(found),
+            )
+    if scores is not None:
+        for task_name, metric_name, level in scores[["task", "metric", "level"]].drop_duplicates().itertuples(False):
+            if (task_name, metric_name) not in found:
+                found[task_name, metric_name] = MetricInfo(
+                    task=task_name,
+                    task_title=task_name,
+                    level=int(level),
+                    metric=metric_name,
+                    label=metric_name,
+                    high=float("inf"),
+                    position=len(found),
+                    known=False,
+                )
+    return found
+
+
+def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
+    """Mean and sample standard deviation over seeds, one row per model, post-processing, metric and subset.
+
+    Parameters
+    ----------
+    scores
+        Rows as `txeval.read_scores` gives them.
+
+    Returns
+    -------
+    Frame with the columns dataset, screen_fingerprint, protocol, protocol_fingerprint, level, task, metric,
+    subset, model, post_processing; `value`: mean over seeds, NaN where any seed has no score, with the `reason`;
+    `sd`: sample standard deviation over seeds, NaN for a deterministic score and for a single seed; `n_seeds`,
+    `n_failed`, `deterministic`; `chance`, `chance_low`, `chance_high`: means over seeds; `low`, `high`,
+    `interval_unit`, `interval_note`: interval, where there is one score (that of a mean is not the mean of
+    intervals); `n_samples`, `n_groups`, `group`, `left_out`, `notes`.
+
+    Raises
+    ------
+    InputError
+        Where one seed of one cell occurs twice: two different embeddings under one label, for instance.
+    """
+    rows = _spread_failures(scores)
+    keys = [*TABLE, *_CELL]
+    twice = rows[rows.duplicated([*keys, "seed"], keep=False)]
+    if len(twice):
+        first = twice.iloc[0]
+        raise InputError(
+            f"{len(twice)} score rows occur more than once, first: model {first['model']!r}, post-processing "
+            f"{first['post_processing']!r}, metric {first['task']}/{first['metric']}, dataset {first['dataset']!r}",
+            remedy="two embeddings share a label, or two versions of a score are in one folder: "
+            "run one of them into another folder or under another label",
+        )
+    info, baselines = catalogue(rows), baseline_models(scores)
+
+    def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
+        """Baselines first, then models in alphabetical order."""
+        model, metric = cell["model"], info[cell["task"], cell["metric"]]
+        order = (metric.position, cell["subset"].lower(), model not in baselines, model.lower(), model)
+        return (*(str(cell[name]) for name in TABLE), *order, post_position(cell["post_processing"]))
+
+    made = [_one_cell(dict(zip(keys, key, strict=True)), part) for key, part in rows.groupby(keys, dropna=False)]
+    made.sort(key=place)
+    return pd.DataFrame(made, columns=_AGGREGATED)
+
+
+_AGGREGATED = [
+    *TABLE,
+    *_CELL,
+    "value",
+    "sd",
+    "n_seeds",
+    "n_failed",
+    "deterministic",
+    "reason",
+    "chance",
+    "chance_low",
+    "chance_high",
+    "low",
+    "high",
+    "interval_unit",
+    "interval_note",
+    "n_samples",
+    "n_groups",
+    "group",
+    "left_out",
+    "notes",
+]
+
+
+def _one_cell(key: Mapping[str, Any], part: pd.DataFrame) -> dict[str, Any]:
+    good = part[part["status"] == "ok"]
+    bad = part[part["status"] != "ok"]
+    deterministic = bool(part["seed"].isna().all())
+    values = good["value"].to_numpy(dtype=float)
+    complete = len(bad) == 0
+    single = len(part) == 1
+    return {
+        **key,
+        "value": float(values.mean()) if complete else np.nan,
+        "sd": float(values.std(ddof=1)) if complete and len(values) > 1 else np.nan,
+        "n_seeds": 0 if deterministic else len(part),
+        "n_failed": len(bad),
+        "deterministic": deterministic,
+        "reason": _why(part, bad),
+        "chance": _mean(part["chance"]),
+        "chance_low": _mean(part["chance_low"]),
+        "chance_high": _mean(part["chance_high"]),
+        "low": _mean(part["low"]) if single else np.nan,
+        "high": _mean(part["high"]) if single else np.nan,
+        "interval_unit": _texts(part["interval_unit"]),
+        "interval_note": _texts(part["interval_note"]),
+        "n_samples": _mean(part["n_samples"]),
+        "n_groups": _mean(part["n_groups"]),
+        "group": _texts(part["group"]),
+        "left_out": _left_out(part["left_out"]),
+        "notes": _texts(note for text in part["notes"] for note in _text(text).split(" | ")),
+    }
+
+
+def _why(part: pd.DataFrame, bad: pd.DataFrame) -> str:
+    if bad.empty:
+        return ""
+    reasons = _texts(bad["reason"]) or "no reason was recorded"
+    if len(bad) == len(part):
+        return reasons
+    seeds = ", ".join(str(seed) for seed in bad["seed"].dropna())
+    return f"seed {seeds} of {len(part)} seeds has no score: {reasons}"
+
+
+def _mean(values: pd.Series) -> float:
+    numbers = pd.to_numeric(values, errors="coerce").to_numpy(dtype=float, na_value=np.nan)
+    numbers = numbers[~np.isnan(numbers)]
+    return float(numbers.mean()) if len(numbers) else float("nan")
+
+
+def _text(value: object) -> str:
+    return value if isinstance(value, str) else ""
+
+
+def _texts(values: Iterable[object]) -> str:
+    return " | ".join(dict.fromkeys(text for value in values if (text := _text(value).strip())))
+
+
+def _left_out(values: Iterable[object]) -> str:
+    """Reason -> number left out, over seeds: the number, or its range where seeds differ."""
+    seen: dict[str, list[int]] = {}
+    for value in values:
+        text = _text(value)
+        for reason, number in (json.loads(text) if text else {}).items():
+            seen.setdefault(reason, []).append(int(number))
+    parts = []
+    for reason, numbers in seen.items():
+        low, high = min(numbers), max(numbers)
+        parts.append(f"{reason}: {low}" if low == high else f"{reason}: {low} to {high}")
+    return "; ".join(parts)
+
+
+def _spread_failures(scores: pd.DataFrame) -> pd.DataFrame:
+    """Give a failed row without a subset to every subset that the same metric has elsewhere in the table.
+
+    A level that could not be prepared fails as a whole; where other models have a score per database,
+    the hole belongs under each of them.
+    """
+    missing = [name for name in (*TABLE, *_CELL, "seed", "status", "value", "reason") if name not in scores]
+    if missing:
+        raise InputError(f"these are no score rows: column {missing[0]!r} is missing", remedy="use txeval.read_scores")
+    rows = scores.copy()
+    for name in ("subset", "screen_fingerprint", "protocol_fingerprint", "post_processing", "reason"):
+        rows[name] = rows[name].map(_text)
+    for name in set(_OPTIONAL) - set(rows.columns):
+        rows[name] = None
+    group = [*TABLE, "task", "metric"]
+    whole = (rows["status"] != "ok") & (rows["subset"] == "")
+    named = rows.loc[rows["subset"] != "", [*group, "subset"]].drop_duplicates()
+    if named.empty or not whole.any():
+        return rows
+    failed = rows[whole].drop(columns="subset").merge(named, on=group, how="left")
+    failed["subset"] = failed["subset"].map(_text)
+    return pd.concat([rows[~whole], failed[rows.columns]], ignore_index=True)
+
+
+_OPTIONAL = (
+    "chance",
+    "chance_low",
+    "chance_high",
+    "low",
+    "high",
+    "interval_unit",
+    "interval_note",
+    "n_samples",
+    "n_groups",
+    "group",
+    "left_out",
+    "notes",
+)
+
+
+def post_position(post: str) -> tuple[int, str]:
+    """Sort key of a post-processing."""
+    return (_POST_ORDER.index(post) if post in _POST_ORDER else len(_POST_ORDER), post)
+
+
+def baseline_models(scores: pd.DataFrame) -> set[str]:
+    """Labels of the models without information: by the source of the embedding where rows have it, else by name."""
+    if "source" in scores:
+        return set(scores.loc[scores["source"].isin(BASELINES), "model"])
+    return set(BASELINES) & set(scores["model"])
+
+
+def summary(scores: pd.DataFrame, *, metrics: Collection[str] | None = None) -> pd.DataFrame:
+    """Best post-processing per model and metric, as in the paper's Table 2.
+
+    The choice is made on the very numbers that are shown, so it is optimistic: the best of four draws of
+    a score without information lies above its expectation.
+
+    Parameters
+    ----------
+    scores
+        Rows as `txeval.read_scores` gives them.
+    metrics
+        Names of the metrics to show; None for the headline metrics.
+
+    Returns
+    -------
+    One row per dataset, protocol, metric, subset and model: the columns of `aggregate` for the chosen
+    post-processing, and `label`, `task_title`, `higher_is_better`, `n_choices` (post-processings that have a
+    score), `n_holes` (those that have none), `best` (where there are two models or more), `is_baseline`. A
+    model without any score for a metric has a row with value NaN and its reason.
+    """
+    cells = aggregate(scores)
+    baselines = baseline_models(scores)
+    info = catalogue(cells)
+    wanted = {key for key, metric in info.items() if (metric.headline if metrics is None else key[1] in metrics)}
+    keep = [pair in wanted for pair in zip(cells["task"], cells["metric"], strict=True)]
+    cells = cells[keep]
+    made: list[dict[str, Any]] = []
+    for table, part in cells.groupby(TABLE, dropna=False, sort=False):
+        models = sorted(set(part["model"]), key=lambda model: (model not in baselines, model.lower()))
+        for key, column in part.groupby(["task", "metric", "subset"], sort=False):
+            task, metric, subset = map(str, key)
+            entry = info[task, metric]
+            chosen = [_choose(model, column[column["model"] == model], entry) for model in models]
+            best = _best(chosen, entry, baselines)
+            for model, row in zip(models, chosen, strict=True):
+                made.append(
+                    {
+                        **dict(zip(TABLE, table, strict=True)),
+                        "level": entry.level,
+                        "task": task,
+                        "task_title": entry.task_title,
+                        "metric": metric,
+                        "subset": subset,
+                        "label": _label(entry, subset, [key for key in wanted if key[0] == task]),
+                        "higher_is_better": entry.higher_is_better,
+                        "best": model in best,
+                        "is_baseline": model in baselines,
+                        **row,
+                    }
+                )
+    return pd.DataFrame(made, columns=_SUMMARY)
+
+
+_SUMMARY = [
+    *TABLE,
+    "level",
+    "task",
+    "task_title",
+    "metric",
+    "subset",
+    "label",
+    "model",
+    "post_processing",
+    "value",
+    "sd",
+    "n_seeds",
+    "deterministic",
+    "chance",
+    "low",
+    "high",
+    "best",
+    "is_baseline",
+    "higher_is_better",
+    "n_choices",
+    "n_holes",
+    "reason",
+    "left_out",
+    "notes",
+]
+
+
+def _label(entry: MetricInfo, subset: str, shown: list[tuple[str, str]]) -> str:
+    """Label of a row: the subset alone where it can only be meant for one metric, as Table 2 has it."""
+    if not subset:
+        return entry.label
+    return subset if len(shown) == 1 else f"{entry.label} {subset}"
+
+
+def _choose(model: str, candidates: pd.DataFrame, entry: MetricInfo) -> dict[str, Any]:
+    ok = candidates[candidates["value"].notna()]
+    counts = {"n_choices": len(ok), "n_holes": len(candidates) - len(ok)}
+    if ok.empty:
+        reason = _texts(candidates["reason"]) if len(candidates) else "not in the run"
+        return {
+            **dict.fromkeys(("value", "sd", "low", "high"), float("nan")),
+            **dict.fromkeys(("post_processing", "left_out", "notes"), ""),
+            "model": model,
+            "chance": _mean(candidates["chance"]),
+            "n_seeds": 0,
+            "deterministic": False,
+            "reason": reason,
+            **counts,
+        }
+    values = ok["value"].to_numpy(dtype=float)
+    row = ok.iloc[int(values.argmax() if entry.higher_is_better else values.argmin())]
+    return {**{name: row[name] for name in _CHOSEN}, "model": model, **counts}
+
+
+_CHOSEN = (
+    "post_processing",
+    "value",
+    "sd",
+    "n_seeds",
+    "deterministic",
+    "chance",
+    "low",
+    "high",
+    "reason",
+    "left_out",
+    "notes",
+)
+
+
+def _best(rows: list[dict[str, Any]], entry: MetricInfo, baselines: Collection[str]) -> set[str]:
+    values = {
+        row["model"]: float(row["value"])
+        for row in rows
+        if row["model"] not in baselines and not math.isnan(row["value"])
+    }
+    if len(values) < 2:
+        return set()
+    top = max(values.values()) if entry.higher_is_better else min(values.values())
+    return {model for model, value in values.items() if value == top}
+
+
+def full(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """All post-processings of all models: task -> `aggregate` rows of that task, in the order of the levels."""
+    cells = aggregate(scores)
+    return {str(task): part.reset_index(drop=True) for task, part in cells.groupby("task", sort=False)}
+
+
+def holes(scores: pd.DataFrame) -> pd.DataFrame:
+    """Scores that could not be computed: reason, and the cells that it holds for (one row per reason).
+
+    Returns
+    -------
+    Frame with dataset, protocol, task, reason, metrics, models, post_processings, n_rows; names comma-joined.
+    """
+    failed = scores[scores["status"] != "ok"]
+    made = []
+    for (dataset, protocol, task, reason), part in failed.groupby(
+        ["dataset", "protocol", "task", "reason"], sort=False, dropna=False
+    ):
+        made.append(
+            {
+                "dataset": dataset,
+                "protocol": protocol,
+                "task": task,
+                "reason": _text(reason) or "no reason was recorded",
+                "metrics": _joined(part["metric"]),
+                "models": _joined(part["model"]),
+                "post_processings": _joined(part["post_processing"]),
+                "n_rows": len(part),
+            }
+        )
+    names = ["dataset", "protocol", "task", "reason", "metrics", "models", "post_processings", "n_rows"]
+    return pd.DataFrame(made, columns=names)
+
+
+def _joined(values: pd.Series) -> str:
+    return ", ".join(dict.fromkeys(str(value) for value in values))
+
+
+def left_out(scores: pd.DataFrame) -> pd.DataFrame:
+    """What was left out of scores, and why: dataset, protocol, task, reason, lowest and highest number, n_rows."""
+    found: dict[tuple[str, str, str, str], list[int]] = {}
+    columns = [scores[name] for name in ("dataset", "protocol", "task", "left_out")]
+    for dataset, protocol, task, text in zip(*columns, strict=True):
+        for reason, number in (json.loads(text) if _text(text) else {}).items():
+            found.setdefault((dataset, protocol, task, reason), []).append(int(number))
+    names = ["dataset", "protocol", "task", "reason", "lowest", "highest", "n_rows"]
+    rows = [(*key, min(numbers), max(numbers), len(numbers)) for key, numbers in found.items() if max(numbers) > 0]
+    return pd.DataFrame(rows, columns=names)
+
+
+def remarks(scores: pd.DataFrame) -> pd.DataFrame:
+    """Notes on how scores were made: dataset, protocol, task, note, n_rows, in order of appearance."""
+    found: dict[tuple[str, str, str, str], int] = {}
+    columns = [scores[name] for name in ("dataset", "protocol", "task", "notes")]
+    for dataset, protocol, task, text in zip(*columns, strict=True):
+        for note in filter(None, _text(text).split(" | ")):
+            key = (dataset, protocol, task, note)
+            found[key] = found.get(key, 0) + 1
+    rows = [(*key, number) for key, number in found.items()]
+    return pd.DataFrame(rows, columns=["dataset", "protocol", "task", "note", "n_rows"])

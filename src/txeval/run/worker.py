@@ -1,0 +1,444 @@
+"""What a worker does: makes one embedding or computes one cell, and keeps the result."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+import traceback
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numba
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow.parquet as pq
+import threadpoolctl
+import torch
+
+from txeval._version import __version__
+from txeval.compute.arrays import Ints, Rows
+from txeval.compute.intervals import RatioUnits, bootstrap_interval
+from txeval.compute.random import stream_seed
+from txeval.data import LogNormExpression, Screen
+from txeval.embed import Embedding, EmbeddingContext, EmbeddingSpec, embedding_fingerprint, make_embedding
+from txeval.errors import InputError, NotComputable
+from txeval.postprocess import Fitted, PostProcessed, fit
+from txeval.run.files import StorageError, now
+from txeval.run.plan import Cell, EmbeddingJob, relations_of
+from txeval.run.store import Store
+from txeval.tasks.base import Metric, Score, TaskInputs, run_task
+from txeval.tasks.registry import get_task, metrics_of
+
+__all__ = ["Report", "Setup", "Worker", "failed_cell", "single_threaded"]
+
+#: Name of the details table that holds the contributions of resampling units to each score.
+UNITS_TABLE = "units"
+
+DEVICE = "cpu"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What every worker needs to know of a run; cheap to send to another process."""
+
+    folder: Path
+    screen: Screen
+    split_digest: str
+    relations: Path | None = None
+    interval_draws: int = 1000
+    max_elements: int | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """What became of a job.
+
+    Attributes
+    ----------
+    outcome
+        "done", or "error" where something unexpected happened: the next run tries again.
+    reason
+        Why there is no result, as one line.
+    trace
+        The traceback, where there is one.
+    finished
+        Whether a job without a result needs no second try.
+    stored
+        Whether the rows are kept already.
+    """
+
+    outcome: str
+    reason: str = ""
+    trace: str = ""
+    finished: bool = False
+    stored: bool = False
+    seconds: float = 0.0
+    n_failed: int = 0
+    warnings: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def single_threaded() -> Iterator[None]:
+    """Let every numerical library use one thread within the block: sums then do not depend on the machine."""
+    torch_before, numba_before = torch.get_num_threads(), numba.get_num_threads()
+    with ExitStack() as stack:
+        stack.enter_context(threadpoolctl.threadpool_limits(1))
+        stack.callback(torch.set_num_threads, torch_before)
+        stack.callback(numba.set_num_threads, numba_before)
+        torch.set_num_threads(1)
+        numba.set_num_threads(1)
+        yield
+
+
+class PeakMemory:
+    """Highest resident memory of this process while the block runs, in MiB, sampled ten times a second."""
+
+    def __init__(self) -> None:
+        self.peak = 0.0
+        self._process = psutil.Process()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(0.1):
+            self._look()
+
+    def _look(self) -> None:
+        self.peak = max(self.peak, self._process.memory_info().rss / 2**20)
+
+    def __enter__(self) -> PeakMemory:
+        self._look()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._look()
+
+
+class Kept:
+    """The last few things that were opened, by key."""
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._things: OrderedDict[str, Any] = OrderedDict()
+
+    def get(self, key: str, make: Callable[[], Any]) -> Any:
+        """Give what is kept under a key, or make it."""
+        if key in self._things:
+            self._things.move_to_end(key)
+            return self._things[key]
+        # Room first: two large embeddings need not be in memory while the third is read.
+        while len(self._things) >= self._size:
+            self._things.popitem(last=False)
+        self._things[key] = make()
+        return self._things[key]
+
+
+class Worker:
+    """Computes jobs of one run, and keeps open what the next one will need too."""
+
+    def __init__(self, setup: Setup, warn: Callable[[str], None] | None = None) -> None:
+        self.setup = setup
+        self.screen = setup.screen
+        self.store = Store(setup.folder, warn)
+        self._embeddings = Kept(2)
+        self._fitted = Kept(4)
+        self._splits: dict[str, Ints] | None = None
+        self._relations: Mapping[str, pd.DataFrame] | None = None
+        self._expression: LogNormExpression | None = None
+
+    @property
+    def splits(self) -> dict[str, Ints]:
+        """Row numbers of each split."""
+        if self._splits is None:
+            path = self.store.folder / "splits" / f"{self.setup.split_digest}.parquet"
+            table = pq.read_table(path).to_pandas()
+            self._splits = {name: np.flatnonzero(table[name]) for name in ("train", "test", "heldout")}
+        return self._splits
+
+    def do(self, job: EmbeddingJob | Cell, progress: Callable[[str], None] = lambda text: None) -> Report:
+        """Do one job; raises only for a disk that cannot be written to, and InputError of an embedding."""
+        if isinstance(job, EmbeddingJob):
+            return self.embed(job, progress)
+        return self.compute(job)
+
+    def embed(self, job: EmbeddingJob, progress: Callable[[str], None]) -> Report:
+        """Make an embedding and keep it."""
+        start = time.perf_counter()
+        try:
+            with warnings.catch_warnings(record=True) as caught:
+                embedding = self._made(job.spec, job.seed or 0, job.key, progress)
+        except InputError as why:
+            # What nobody asked for by name must not stop what they did ask for.
+            if isinstance(why, StorageError) or not job.added:
+                raise
+            return Report("error", why.problem, seconds=time.perf_counter() - start)
+        except NotComputable as why:
+            return Report("error", str(why), finished=True, seconds=time.perf_counter() - start)
+        except Exception as why:  # an embedder may raise anything: its rows say what
+            return Report("error", _named(why), traceback.format_exc(), seconds=time.perf_counter() - start)
+        remarks = [f"embedding {job.text}: {text}" for text in [*_remarks(embedding.provenance), *_texts(caught)]]
+        return Report("done", seconds=time.perf_counter() - start, warnings=remarks)
+
+    def _made(self, spec: EmbeddingSpec, seed: int, key: str, progress: Callable[[str], None]) -> Embedding:
+        """Give an embedding: the stored one, or a new one, which is then stored."""
+        with self.store.making("embeddings", key):
+            values = self.store.load_embedding(key, self.screen.n)
+            if values is None:
+                context = EmbeddingContext(
+                    folder=self.store.embedding_folder(key),
+                    seed=seed,
+                    train_rows=self.splits["train"],
+                    others=lambda other: self._other(other, seed, progress),
+                    device=DEVICE,
+                    max_elements=self.setup.max_elements,
+                    progress=lambda done, total, text: progress(f"{text} ({done:,} of {total:,})"),
+                )
+                made = make_embedding(spec, self.screen, context)
+                about = {"source": spec.source, "shape": list(made.shape), "provenance": dict(made.provenance)}
+                self.store.save_embedding(
+                    key,
+                    made.values,
+                    {**about, "txeval_version": __version__, "made": now()},
+                    self.setup.max_elements,
+                )
+                self.store.forget_embedding_folder(key)
+                values = self.store.load_embedding(key, self.screen.n)
+        if values is None:
+            raise StorageError(f"the embedding {spec.label} could not be read back from {self.store.folder}")
+        return Embedding(values, self.store.embedding_about(key).get("provenance", {}))
+
+    def _other(self, spec: EmbeddingSpec, seed: int, progress: Callable[[str], None]) -> Embedding:
+        """Give the embedding that another one is built on."""
+        key = embedding_fingerprint(spec, self.screen, seed, train_rows=self.splits["train"])
+        return self._made(spec, seed, key, progress)
+
+    def _values(self, job: EmbeddingJob) -> Rows:
+        def make() -> Rows:
+            return self._made(job.spec, job.seed or 0, job.key, lambda text: None).values
+
+        values: Rows = self._embeddings.get(job.key, make)
+        return values
+
+    def _fit(self, cell: Cell, values: Rows) -> Fitted:
+        samples = self.screen.samples
+
+        def compute() -> Fitted:
+            return fit(
+                cell.post_processing,
+                values,
+                samples.is_control,
+                samples.batch,
+                len(samples.batches),
+                max_elements=self.setup.max_elements,
+                **cell.post_params,
+            )
+
+        def make() -> Fitted:
+            if cell.post_processing == "raw":
+                return compute()
+            with self.store.making("postprocessing", cell.fit_key):
+                found = self.store.load_fitted(cell.fit_key)
+                if found is None:
+                    found = compute()
+                    self.store.save_fitted(cell.fit_key, found)
+            return found
+
+        fitted: Fitted = self._fitted.get(cell.fit_key, make)
+        return fitted
+
+    def compute(self, cell: Cell) -> Report:
+        """Compute one cell and keep its rows, or the reason why there are none."""
+        task = get_task(cell.task)
+        metrics = [metric for metric in metrics_of(task) if metric.name in cell.metrics]
+        start, cpu = time.perf_counter(), time.process_time()
+        tables: dict[str, pd.DataFrame] = {}
+        content: dict[str, Any]
+        with PeakMemory() as memory, warnings.catch_warnings(record=True) as caught:
+            try:
+                rows, tables = self._scores(cell, metrics)
+                content = {"state": "done", "rows": rows}
+            except StorageError:
+                raise
+            except NotComputable as why:
+                content = {"state": "done", "rows": _failed(cell.metrics, str(why))}
+            except Exception as why:  # a task may raise anything: its rows say what
+                content = {
+                    "state": "error",
+                    "rows": _failed(cell.metrics, _named(why)),
+                    "traceback": traceback.format_exc(),
+                }
+                tables = {}
+        seconds = time.perf_counter() - start
+        remarks = [f"{cell.text}: {text}" for text in _texts(caught)]
+        self.store.save_cell(
+            cell.key,
+            {
+                **content,
+                **cell_header(cell),
+                "seconds": seconds,
+                "cpu_seconds": time.process_time() - cpu,
+                "peak_memory_mb": memory.peak,
+                "warnings": remarks,
+            },
+            tables,
+        )
+        failed = [row for row in content["rows"] if row["status"] != "ok"]
+        reason = failed[0]["reason"] if failed else ""
+        return Report(
+            content["state"],
+            reason,
+            content.get("traceback", ""),
+            finished=content["state"] == "done",
+            stored=True,
+            seconds=seconds,
+            n_failed=len(failed),
+            warnings=remarks,
+        )
+
+    def _scores(self, cell: Cell, metrics: list[Metric]) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
+        task, samples = get_task(cell.task), self.screen.samples
+        values = self._values(cell.embedding)
+        fitted = self._fit(cell, values)
+        inputs = TaskInputs(
+            embedding=PostProcessed(values, fitted, samples.batch),
+            samples=samples,
+            splits=self.splits,
+            params=cell.params,
+            seed=cell.seed or 0,
+            expression=self._expressed() if task.needs_expression else None,
+            relations=self._related() if task.needs_relations else {},
+            device=DEVICE,
+            threads=1,
+        )
+        result = run_task(task, inputs, metrics)
+        notes = []
+        if len(fitted.fallback_batches):
+            names = [str(samples.batches[code]) for code in fitted.fallback_batches]
+            shown = ", ".join(names[:10]) + (f", and {len(names) - 10} more" if len(names) > 10 else "")
+            notes.append(
+                f"{cell.post_processing}: {len(names)} batch(es) have too few controls and got the statistics of all "
+                f"controls: {shown}"
+            )
+        seen: set[tuple[str, str]] = set()
+        rows, units = [], []
+        for metric, score in result.scores:
+            if (metric.name, score.subset) in seen:
+                raise ValueError(f"metric {metric.name} gave two scores for the subset {score.subset!r}")
+            seen.add((metric.name, score.subset))
+            rows.append(self._row(cell, metric, score, notes))
+            if isinstance(score.units, RatioUnits):
+                units.append(_units_table(metric, score.units, score.subset))
+        tables = dict(result.details)
+        if units:
+            if UNITS_TABLE in tables:
+                raise ValueError(f"task {cell.task} has a details table of its own called {UNITS_TABLE}")
+            tables[UNITS_TABLE] = pd.concat(units, ignore_index=True)
+        return rows, tables
+
+    def _row(self, cell: Cell, metric: Metric, score: Score, notes: list[str]) -> dict[str, Any]:
+        row: dict[str, Any] = {
+            "metric": metric.name,
+            **{item.name: getattr(score, item.name) for item in dataclasses.fields(score) if item.name != "units"},
+            "status": "ok" if score.value is not None else "failed",
+            "reason": score.reason if score.value is None else "",
+            "left_out": {str(reason): int(count) for reason, count in score.left_out.items()},
+            "notes": [*score.notes, *notes],
+            "low": None,
+            "high": None,
+            "interval_unit": "",
+            "interval_note": "",
+        }
+        if score.value is None:
+            return row
+        if score.units is None:
+            return {**row, "interval_note": "the metric has no resampling units"}
+        # The same draws for every model, so that their intervals differ by the models alone.
+        seed = stream_seed(cell.seed or 0, "interval", cell.task, metric.name, score.subset)
+        low, high, note = bootstrap_interval(score.units, seed=seed, draws=self.setup.interval_draws)
+        return {**row, "low": low, "high": high, "interval_unit": score.units.unit, "interval_note": note}
+
+    def _expressed(self) -> LogNormExpression:
+        if self._expression is None:
+            self._expression = LogNormExpression(self.screen)
+        return self._expression
+
+    def _related(self) -> Mapping[str, pd.DataFrame]:
+        if self._relations is None:
+            # The plan has said already what is missing.
+            self._relations = relations_of(self.setup.relations, [])
+        return self._relations
+
+
+def cell_header(cell: Cell) -> dict[str, Any]:
+    """What a stored cell says of itself beside its rows."""
+    return {
+        "task": cell.task,
+        "post_processing": cell.post_processing,
+        "embedding_fingerprint": cell.embedding.key,
+        "seed": cell.seed,
+        "txeval_version": __version__,
+        "device": DEVICE,
+        "process": os.getpid(),
+        "finished": now(),
+    }
+
+
+def failed_cell(cell: Cell, reason: str, trace: str = "", *, finished: bool = False) -> dict[str, Any]:
+    """Content of a cell that no worker could finish."""
+    return {
+        "state": "done" if finished else "error",
+        "rows": _failed(cell.metrics, reason),
+        "traceback": trace,
+        **cell_header(cell),
+        "seconds": None,
+        "cpu_seconds": None,
+        "peak_memory_mb": None,
+        "warnings": [],
+    }
+
+
+def _failed(metrics: tuple[str, ...], reason: str) -> list[dict[str, Any]]:
+    return [{"metric": metric, "subset": "", "status": "failed", "value": None, "reason": reason} for metric in metrics]
+
+
+def _named(why: BaseException) -> str:
+    text = " ".join(str(why).split())
+    return f"{type(why).__name__}: {text}" if text else type(why).__name__
+
+
+def _texts(caught: list[warnings.WarningMessage] | None) -> list[str]:
+    """Warnings of libraries, each once."""
+    return list(dict.fromkeys(f"{item.category.__name__}: {item.message}" for item in caught or []))
+
+
+def _remarks(provenance: Mapping[str, Any]) -> list[str]:
+    """Warnings that an embedder left in its provenance, and those of the embedding that it is built on."""
+    found = [str(text) for text in provenance.get("warnings", [])]
+    inner = provenance.get("of")
+    return found + (_remarks(inner) if isinstance(inner, Mapping) else [])
+
+
+def _units_table(metric: Metric, units: RatioUnits, subset: str) -> pd.DataFrame:
+    return pd.DataFrame(
+        {
+            "metric": metric.name,
+            "subset": subset,
+            "unit": units.unit,
+            "index": np.arange(units.n_units),
+            "numerator": np.asarray(units.numerator, dtype=np.float64),
+            "denominator": np.asarray(units.denominator, dtype=np.float64),
+            "offset": float(units.offset),
+            "scale": float(units.scale),
+        }
+    )

@@ -1,0 +1,278 @@
+"""Level 3: does a perturbation move its samples the same way? (consistency and magnitude)"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+
+from txeval.compute.arrays import Ints
+from txeval.compute.intervals import RatioUnits
+from txeval.errors import NotComputable
+from txeval.metrics.consistency import (
+    MAX_SET,
+    adjust,
+    consistency_permutation_p,
+    group_consistency,
+    group_energy,
+    magnitude_permutation_p,
+    tail_p,
+)
+from txeval.tasks.base import Metric, Score, Task, TaskInputs
+
+__all__ = ["TASK", "ConsistencyParams"]
+
+Null = Literal["auto", "unexpressed", "permutation"]
+
+
+@dataclass(frozen=True)
+class ConsistencyParams:
+    """Parameters of level 3.
+
+    Attributes
+    ----------
+    null
+        "unexpressed": perturbations whose target gene is not expressed; "permutation": random sets of perturbed
+        samples; "auto": the first where there are `min_null` of them, else the second.
+    threshold_counts, threshold_lognorm
+        A target is unexpressed when its mean expression is below: on counts, and on log-normalised values where
+        the screen holds no counts.
+    p_value
+        "paper": max(#{null >= x}, 1) / K and p < alpha; "reference": #{null >= x} / K and p <= alpha.
+    draws
+        Random sets per perturbation of the permutation null.
+    max_controls, min_samples
+        Magnitude: at most so many controls; groups of at least so many samples.
+    """
+
+    null: Null = "auto"
+    threshold_counts: float = 0.15
+    threshold_lognorm: float = 0.43
+    min_null: int = 20
+    wanted_null: int = 1000
+    p_value: Literal["paper", "reference"] = "paper"
+    alpha: float = 0.05
+    draws: int = 1000
+    max_controls: int = 1000
+    min_samples: int = 5
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1:
+            raise ValueError(f"alpha is {self.alpha}; it must lie between 0 and 1")
+        if self.draws < 20 or self.min_null < 2 or self.max_controls < 2 or self.min_samples < 2:
+            raise ValueError("draws must be 20 or more; min_null, max_controls and min_samples 2 or more")
+
+
+@dataclass(frozen=True)
+class Consistency:
+    """One row per perturbation, and how the null was made.
+
+    Attributes
+    ----------
+    table
+        perturbation, n_samples, in_null, avg_cosine, p_value, p_adjusted, energy_distance, magnitude_p_value,
+        magnitude_p_adjusted; NaN where there is none.
+    """
+
+    table: pd.DataFrame
+    params: ConsistencyParams
+    notes: tuple[str, ...]
+    magnitude_notes: tuple[str, ...]
+    magnitude_reason: str
+
+
+def unexpressed_targets(inputs: TaskInputs) -> tuple[Ints, str]:
+    """Codes of the perturbations whose target gene is measured and not expressed, and how that was decided."""
+    params: ConsistencyParams = inputs.params
+    samples, expression = inputs.samples, inputs.expression
+    none = np.empty(0, dtype=np.int64)
+    if expression is None:
+        return none, "the screen has no expression matrix"
+    genes = {gene: i for i, gene in reversed(list(enumerate(expression.genes)))}
+    target = np.asarray([genes.get(gene, -1) if gene else -1 for gene in samples.target_genes], dtype=np.int64)
+    if not (target >= 0).any():
+        return none, "no perturbation targets a measured gene"
+    rows = np.arange(samples.n)
+    try:
+        means, scale, threshold = expression.gene_means(rows, scale="counts"), "counts", params.threshold_counts
+    except NotComputable:
+        try:
+            means, scale = expression.gene_means(rows, scale="lognorm"), "log-normalised values"
+        except NotComputable as why:
+            return none, str(why)
+        threshold = params.threshold_lognorm
+    low = (target >= 0) & (means[np.maximum(target, 0)] < threshold)
+    return np.flatnonzero(low), f"mean expression of the target below {threshold:g} ({scale})"
+
+
+def prepare(inputs: TaskInputs) -> Consistency:
+    """Mean cosine and energy distance of every perturbation, against the null."""
+    params: ConsistencyParams = inputs.params
+    samples = inputs.samples
+    n_groups = len(samples.perturbations)
+    codes = np.where(samples.is_control, -1, samples.perturbation)
+    n, avg = group_consistency(inputs.embedding, codes, n_groups)
+    groups = np.flatnonzero(n > 0)
+    if not (n >= 2).any():
+        raise NotComputable("no perturbation has two samples")
+
+    in_null = np.zeros(n_groups, dtype=bool)
+    notes: list[str] = []
+    if params.null != "permutation":
+        found, how = unexpressed_targets(inputs)
+        usable = found[n[found] >= 2]
+        if len(usable) >= params.min_null:
+            in_null[usable] = True
+            notes.append(f"null: {len(usable)} perturbations of unexpressed targets ({how})")
+            if len(usable) < params.wanted_null:
+                notes.append(f"{params.wanted_null} null perturbations are wanted; p-values are coarse")
+        elif params.null == "unexpressed":
+            raise NotComputable(
+                f"{len(usable)} perturbations have an unexpressed target ({how}); {params.min_null} are needed"
+            )
+        else:
+            notes.append(
+                f"null: {params.draws} random sets of perturbed samples per perturbation, stratified by batch, "
+                f"because {len(usable)} perturbations have an unexpressed target ({how}; {params.min_null} needed)"
+            )
+    else:
+        notes.append(f"null: {params.draws} random sets of perturbed samples per perturbation, stratified by batch")
+    by_permutation = not in_null.any()
+
+    labels = samples.perturbations
+    table = pd.DataFrame({"perturbation": labels[groups], "n_samples": n[groups], "in_null": in_null[groups]})
+    table["avg_cosine"] = avg[groups]
+    p = np.full(n_groups, np.nan)
+    scored = (n >= 2) & ~in_null
+    if by_permutation:
+        p[scored] = consistency_permutation_p(
+            inputs.embedding, codes, samples.batch, labels, np.flatnonzero(scored), avg, draws=params.draws
+        )
+    else:
+        p[scored] = tail_p(avg[scored], avg[in_null], params.p_value)
+    table["p_value"] = p[groups]
+    table["p_adjusted"] = adjust(table["p_value"].to_numpy())
+
+    energy, reason = np.full(n_groups, np.nan), ""
+    q = np.full(n_groups, np.nan)
+    magnitude_notes = []
+    n_controls = int(samples.is_control.sum())
+    if n_controls > params.max_controls:
+        magnitude_notes.append(f"{params.max_controls} of {n_controls} controls drawn as reference")
+    if not samples.is_control.any():
+        reason = "the screen has no controls"
+    else:
+        energy = group_energy(
+            inputs.embedding,
+            codes,
+            n_groups,
+            samples.is_control,
+            max_controls=params.max_controls,
+            min_samples=params.min_samples,
+        )
+        measured = np.isfinite(energy)
+        null_energy = energy[measured & in_null]
+        others = measured & ~in_null
+        if not others.any():
+            reason = f"no perturbation has {params.min_samples} samples"
+        elif by_permutation:
+            thinned = int((n[others] > MAX_SET).sum())
+            if thinned:
+                magnitude_notes.append(f"{thinned} perturbations thinned to {MAX_SET} samples for the test")
+            q[others] = magnitude_permutation_p(
+                inputs.embedding,
+                codes,
+                samples.batch,
+                samples.is_control,
+                labels,
+                np.flatnonzero(others),
+                energy,
+                draws=params.draws,
+                max_controls=params.max_controls,
+            )
+        elif len(null_energy) < params.min_null:
+            reason = (
+                f"{len(null_energy)} null perturbations have {params.min_samples} samples; {params.min_null} needed"
+            )
+        else:
+            q[others] = tail_p(energy[others], null_energy, params.p_value)
+    table["energy_distance"] = energy[groups]
+    table["magnitude_p_value"] = q[groups]
+    table["magnitude_p_adjusted"] = adjust(table["magnitude_p_value"].to_numpy())
+    return Consistency(table, params, tuple(notes), tuple(magnitude_notes), reason)
+
+
+def _share(found: Consistency, column: str, chance: float) -> Score:
+    if column.startswith("magnitude") and found.magnitude_reason:
+        raise NotComputable(found.magnitude_reason)
+    table, params = found.table, found.params
+    p = table[column].to_numpy(dtype=float)
+    scored = np.isfinite(p)
+    smallest = params.min_samples if column.startswith("magnitude") else 2
+    large = table["n_samples"] >= smallest
+    hits = (p[scored] <= params.alpha if params.p_value == "reference" else p[scored] < params.alpha).astype(float)
+    left_out = {
+        f"perturbations with fewer than {smallest} samples": int((~large).sum()),
+        "perturbations that are the null": int(table["in_null"].sum()),
+        "perturbations alone in their batches": int((large & ~table["in_null"] & ~scored).sum()),
+    }
+    if not scored.any():
+        raise NotComputable("every perturbation is too small or part of the null")
+    return Score(
+        value=float(hits.mean()),
+        chance=chance,
+        n_samples=int(table.loc[scored, "n_samples"].sum()),
+        n_groups=int(scored.sum()),
+        group="perturbation",
+        left_out={reason: count for reason, count in left_out.items() if count},
+        notes=(*found.notes, *(found.magnitude_notes if column.startswith("magnitude") else ())),
+        units=RatioUnits("perturbation", hits, np.ones(len(hits))),
+    )
+
+
+TASK = Task(
+    name="consistency",
+    level=3,
+    title="Perturbation consistency",
+    question="Does a perturbation move its samples in one direction, more than a perturbation without effect?",
+    limits="A shift common to all perturbed samples looks consistent, and so does a batch of one perturbation.",
+    params=ConsistencyParams,
+    prepare=prepare,
+    metrics=(
+        Metric(
+            name="consistent",
+            task="consistency",
+            label="Consistent",
+            summary="Share of perturbations whose mean cosine between samples exceeds the null's (p < 0.05).",
+            compute=lambda found: _share(found, "p_value", found.params.alpha),
+            headline=True,
+        ),
+        Metric(
+            name="consistent_adjusted",
+            task="consistency",
+            label="Consistent (BH)",
+            summary="The same with p-values adjusted by Benjamini-Hochberg.",
+            compute=lambda found: _share(found, "p_adjusted", 0.0),
+        ),
+        Metric(
+            name="magnitude",
+            task="consistency",
+            label="Strong",
+            summary="Share of perturbations whose energy distance to the controls exceeds the null's (p < 0.05).",
+            compute=lambda found: _share(found, "magnitude_p_value", found.params.alpha),
+        ),
+        Metric(
+            name="magnitude_adjusted",
+            task="consistency",
+            label="Strong (BH)",
+            summary="The same with p-values adjusted by Benjamini-Hochberg.",
+            compute=lambda found: _share(found, "magnitude_p_adjusted", 0.0),
+        ),
+    ),
+    stochastic=lambda params, n_samples: False,
+    details=lambda found: {"perturbations": found.table},
+    # The null reads the mean expression of the target genes.
+    needs_expression=True,
+)

@@ -1,0 +1,214 @@
+"""Exact neighbours: the unique answer, whatever the tiles."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.neighbors import NearestNeighbors
+
+import txeval.compute.neighbours as kernels
+from txeval.compute.neighbours import NeighbourIndex, neighbours, self_neighbours
+from txeval.errors import InputError
+
+
+def by_definition(X_ref, X_query, k):
+    """Distances from float64 differences, ordered by (float32 distance, row)."""
+    X_ref, X_query = np.asarray(X_ref, np.float32), np.asarray(X_query, np.float32)
+    differences = X_query[:, None, :].astype(np.float64) - X_ref[None].astype(np.float64)
+    distances = np.sqrt((differences**2).sum(axis=2)).astype(np.float32)
+    order = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    return np.take_along_axis(distances, order, axis=1), order
+
+
+def assert_same(found, expected):
+    np.testing.assert_allclose(found[0], expected[0], rtol=2e-7, atol=0)
+    # Sums in another order may move a distance by one unit in the last place: only then may neighbours swap.
+    differ = found[1] != expected[1]
+    assert np.all(np.abs(found[0][differ] - expected[0][differ]) <= 2e-7 * expected[0][differ])
+    assert differ.mean() < 1e-3
+
+
+rng = np.random.default_rng(0)
+CLUSTERS = rng.normal(scale=5, size=(12, 32))
+CASES = {
+    "gaussian": (rng.normal(size=(3000, 32)), 60),
+    "one dimension": (rng.normal(size=(3000, 1)), 60),
+    "two dimensions": (rng.normal(size=(3000, 2)), 300),
+    "wide": (rng.normal(size=(1500, 300)), 20),
+    "clusters": (CLUSTERS[rng.integers(12, size=3000)] + 0.1 * rng.normal(size=(3000, 32)), 60),
+    "grid with ties": (rng.integers(0, 4, size=(3000, 4)).astype(float), 100),
+    "many duplicates": (np.repeat(rng.normal(size=(30, 8)), 100, axis=0), 60),
+    "all equal": (np.full((1500, 3), 7.5), 20),
+    "far from the origin": (1e4 + rng.normal(size=(3000, 8)), 60),
+    "two far groups": (np.where(np.arange(3000)[:, None] % 2, 1e4, -1e4) + rng.normal(size=(3000, 8)), 60),
+    "one outlier": (np.concatenate([rng.normal(size=(2999, 8)), np.full((1, 8), 1e9)]), 60),
+    "tiny values": (1e-25 * rng.normal(size=(3000, 8)), 60),
+    "huge values": (1e25 * rng.normal(size=(3000, 8)), 60),
+    "few samples": (rng.normal(size=(70, 8)), 60),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_answer_is_that_of_the_definition(case):
+    X, k = CASES[case]
+    X = X.astype(np.float32)
+    queries = np.concatenate([X[:40], X[100:140] + np.float32(0.01), X[-1:] * np.float32(1.5)])
+    assert_same(neighbours(X, queries, k), by_definition(X, queries, k))
+
+
+def test_integer_distances_are_exact_with_ties_in_row_order():
+    X, k = CASES["grid with ties"]
+    distances, indices = neighbours(X, X[:200], k)
+    expected_distances, expected_indices = by_definition(X, X[:200], k)
+    np.testing.assert_array_equal(distances, expected_distances)
+    np.testing.assert_array_equal(indices, expected_indices)
+
+
+def test_scikit_learn_agrees():
+    X = rng.normal(size=(20_000, 32)).astype(np.float32)
+    queries = rng.normal(size=(300, 32)).astype(np.float32)
+    distances, indices = neighbours(X, queries, 251)
+    reference = NearestNeighbors(n_neighbors=251, algorithm="brute").fit(X.astype(np.float64))
+    expected, expected_indices = reference.kneighbors(queries.astype(np.float64))
+    np.testing.assert_allclose(distances, expected, rtol=1e-6)
+    assert (indices == expected_indices).mean() > 0.9999
+    assert distances.dtype == np.float32
+    assert indices.dtype == np.int64
+
+
+@pytest.mark.parametrize("case", ["gaussian", "grid with ties", "far from the origin", "many duplicates"])
+def test_tiles_threads_and_device_do_not_matter(case):
+    X, k = CASES[case]
+    queries = np.concatenate([X[:700], X[-100:]])
+    expected = neighbours(X, queries, k)
+    variants = [{"max_elements": 5_000}, {"max_elements": 100_000}, {"threads": 2}, {"device": "cpu:0"}]
+    for settings_ in variants:
+        found = neighbours(X, queries, k, **settings_)
+        np.testing.assert_array_equal(found[0], expected[0], err_msg=str(settings_))
+        np.testing.assert_array_equal(found[1], expected[1], err_msg=str(settings_))
+    alone = [neighbours(X, queries[i : i + 1], k) for i in range(0, 800, 97)]
+    np.testing.assert_array_equal(np.concatenate([a[1] for a in alone]), expected[1][::97])
+
+
+def test_most_rows_need_no_second_look(monkeypatch):
+    redone = []
+    whole_rows = kernels._whole_rows
+    monkeypatch.setattr(kernels, "_whole_rows", lambda *args: (redone.append(len(args[2])), whole_rows(*args))[1])
+    X, k = CASES["gaussian"]
+    neighbours(X, X, k)
+    assert sum(redone) == 0
+    X, k = CASES["two far groups"]
+    neighbours(X, X[:50], k)
+    assert sum(redone) == 50
+
+
+def test_short_answers():
+    X = rng.normal(size=(5, 3))
+    distances, indices = neighbours(X, X, 9)
+    assert distances.shape == indices.shape == (5, 5)
+    np.testing.assert_array_equal(indices[:, 0], np.arange(5))
+    np.testing.assert_array_equal(distances[:, 0], 0)
+    assert neighbours(X[:1], X, 1)[1].tolist() == [[0]] * 5
+    assert neighbours(X, X[:0], 2)[1].shape == (0, 2)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_small_problems(data):
+    n = data.draw(st.integers(1, 60))
+    d = data.draw(st.integers(1, 4))
+    k = data.draw(st.integers(1, 12))
+    seed = data.draw(st.integers(0, 10_000))
+    span = data.draw(st.sampled_from([2, 5, 1000]))
+    draw = np.random.default_rng(seed)
+    X = draw.integers(-span, span, size=(n, d)).astype(np.float32)
+    queries = draw.integers(-span, span, size=(9, d)).astype(np.float32)
+    before = kernels._SMALL
+    kernels._SMALL = 4  # so that even these go through tiles
+    try:
+        found = neighbours(X, queries, k, max_elements=data.draw(st.sampled_from([None, 40, 400])))
+    finally:
+        kernels._SMALL = before
+    expected = by_definition(X, queries, k)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10_000))
+def test_rotation_translation_and_order_of_rows(seed):
+    draw = np.random.default_rng(seed)
+    X = draw.normal(size=(1200, 6))
+    queries = draw.normal(size=(20, 6))
+    distances, indices = neighbours(X, queries, 15)
+    rotation = np.linalg.qr(draw.normal(size=(6, 6)))[0]
+    moved, _ = neighbours(X @ rotation + 3, queries @ rotation + 3, 15)
+    np.testing.assert_allclose(moved, distances, rtol=1e-4, atol=1e-5)
+    order = draw.permutation(len(X))
+    shuffled_distances, shuffled = neighbours(X[order], queries, 15)
+    np.testing.assert_array_equal(shuffled_distances, distances)
+    np.testing.assert_array_equal(order[shuffled], indices)
+
+
+def test_self_is_left_out_by_its_row():
+    X = np.concatenate([np.zeros((6, 2)), [[1.0, 0.0]], [[2.0, 0.0]]])
+    (rows, distances, indices), *rest = self_neighbours(X, 3)
+    assert not rest
+    assert rows == slice(0, 8)
+    assert indices[0].tolist() == [1, 2, 3]
+    assert indices[2].tolist() == [0, 1, 3]
+    assert indices[5].tolist() == [0, 1, 2]
+    assert indices[6].tolist() == [0, 1, 2]
+    assert distances[7].tolist() == [1.0, 2.0, 2.0]
+    (_, _, everybody), *_ = self_neighbours(X, 100)
+    assert everybody.shape == (8, 7)
+    assert all(i not in row for i, row in enumerate(everybody))
+
+
+def test_rows_on_demand():
+    class OnDemand:
+        def __init__(self, values):
+            self.values, self.shape, self.largest = values, values.shape, 0
+
+        def __getitem__(self, rows):
+            out = self.values[rows]
+            self.largest = max(self.largest, len(out))
+            return out
+
+    X = rng.normal(size=(2000, 5))
+    queries = OnDemand(rng.normal(size=(500, 5)).astype(np.float16))
+    found = neighbours(OnDemand(X), queries, 10, max_elements=1000)
+    assert_same(found, by_definition(X, queries.values, 10))
+    assert queries.largest <= 100
+
+
+@pytest.mark.parametrize(
+    ("X_ref", "X_query", "k", "message"),
+    [
+        (np.zeros((5, 2)), np.zeros((5, 2)), 0, "k is 0"),
+        (np.zeros((5, 2)), np.zeros((5, 2)), -3, "k is -3"),
+        (np.zeros((5, 2)), np.zeros((5, 2)), 2.5, "k is 2.5"),
+        (np.zeros((5, 2)), np.zeros((5, 3)), 1, "3 columns"),
+        (np.zeros((0, 2)), np.zeros((5, 2)), 1, "no rows"),
+        (np.zeros((5, 0)), np.zeros((5, 0)), 1, "shape"),
+        (np.zeros(5), np.zeros((5, 2)), 1, "shape"),
+        (np.array([[1.0], [np.nan]]), np.zeros((5, 1)), 1, "nan in row 1, column 0"),
+        (np.zeros((5, 2)), np.array([[0, 0], [0, -np.inf]]), 1, "X_query holds -inf in row 1, column 1"),
+        (np.full((5, 2), 1e39), np.zeros((5, 2)), 1, "row 0"),
+        (np.array([["a"], ["b"]]), np.zeros((5, 1)), 1, "number"),
+    ],
+)
+def test_bad_input(X_ref, X_query, k, message):
+    with pytest.raises(InputError, match=message):
+        neighbours(X_ref, X_query, k)
+
+
+def test_one_index_answers_many():
+    X = rng.normal(size=(1500, 4))
+    index = NeighbourIndex(X)
+    for k in (1, 7):
+        parts = list(index.blocks(X[:300], k, max_elements=200))
+        assert len(parts) > 3
+        np.testing.assert_array_equal(np.concatenate([part[2] for part in parts]), neighbours(X, X[:300], k)[1])

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.stats import rankdata
+from sklearn.metrics import average_precision_score, roc_auc_score
+from sklearn.metrics.pairwise import cosine_similarity
+
+from txeval.compute import pairs
+from txeval.compute.pairs import lower_count, pair_cosines, pair_position, ranking_scores, tail_thresholds, upper_count
+
+
+@pytest.mark.parametrize("max_elements", [None, 1, 37, 500])
+def test_cosines_are_those_of_sklearn(max_elements: int | None) -> None:
+    X = np.random.default_rng(0).standard_normal((40, 6))
+    X[3] = 0
+    found = pair_cosines(X, max_elements=max_elements)
+    full = cosine_similarity(X)
+    first, second = np.triu_indices(40, 1)
+    np.testing.assert_allclose(found, full[first, second], atol=1e-12)
+    np.testing.assert_array_equal(pair_position(first, second, 40), np.arange(len(found)))
+    assert (found[pair_position(np.array([0, 1, 2]), np.array([3, 3, 3]), 40)] == 0).all()
+
+
+def test_many_pairs_are_kept_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    X = np.random.default_rng(1).standard_normal((30, 4))
+    wide = pair_cosines(X)
+    monkeypatch.setattr(pairs, "FLOAT64_PAIRS", 100)
+    narrow = pair_cosines(X)
+    assert (wide.dtype, narrow.dtype) == (np.float64, np.float32)
+    np.testing.assert_array_equal(narrow, wide.astype(np.float32))
+
+
+def test_rows_that_repeat_give_ties() -> None:
+    X = np.random.default_rng(2).standard_normal((25, 50))
+    full = np.zeros((26, 26))
+    full[np.triu_indices(26, 1)] = pair_cosines(np.vstack([X, 7.3 * X[0]]))
+    full += full.T
+    np.testing.assert_array_equal(full[0, 1:25], full[25, 1:25])
+
+
+def brute(values: np.ndarray, tail: float) -> np.ndarray:
+    """Predicted links by the definition: ranks in the sorted list of all pairs."""
+    ordered = np.sort(values)
+    left = np.searchsorted(ordered, values, side="left") / len(values)
+    right = np.searchsorted(ordered, values, side="right") / len(values)
+    return (left >= 1 - tail) | (right <= tail)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(st.integers(-6, 6), min_size=1, max_size=60),
+    st.sampled_from([0.01, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 1 / 3, 0.45, 0.5]),
+)
+def test_order_statistics_are_the_definition_with_ties_and_few_pairs(values: list[int], tail: float) -> None:
+    v = np.asarray(values, dtype=np.float64)
+    low, high = tail_thresholds(v, tail)
+    np.testing.assert_array_equal((v < low) | (v > high), brute(v, tail))
+
+
+def test_order_statistics_are_the_definition_for_every_number_of_pairs() -> None:
+    for total in [*range(1, 300), 1000, 44253]:
+        v = np.random.default_rng(total).permutation(total).astype(np.float64)
+        for tail in (0.05, 0.1, 0.15, 0.35):
+            low, high = tail_thresholds(v, tail)
+            np.testing.assert_array_equal((v < low) | (v > high), brute(v, tail))
+
+
+@pytest.mark.parametrize("total", [1, 3, 7, 20, 60, 100, 1999])
+def test_counts_compare_as_fractions_do(total: int) -> None:
+    for tail in np.linspace(0.001, 0.5, 97):
+        k = np.arange(total + 1)
+        assert lower_count(tail, total) == k[k / total <= tail].max()
+        assert upper_count(tail, total) == k[k / total >= 1 - tail].min()
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.data())
+def test_ranking_is_that_of_sklearn(data: st.DataObject) -> None:
+    n = data.draw(st.integers(2, 60))
+    if data.draw(st.booleans()):
+        values = np.asarray(data.draw(st.lists(st.integers(-3, 3), min_size=n, max_size=n)), dtype=float)
+    else:
+        values = np.random.default_rng(data.draw(st.integers(0, 1000))).standard_normal(n)
+    positive = np.asarray(data.draw(st.lists(st.booleans(), min_size=n, max_size=n)))
+    positive[0], positive[1] = True, False
+    score = np.abs((rankdata(values, "average") - 0.5) / n - 0.5)
+    # Compared as integers, so that the oracle sees ties where there are ties.
+    score = np.round(score * 2 * n).astype(int)
+    auroc, precision = ranking_scores(np.sort(values), values[positive])
+    assert auroc == pytest.approx(roc_auc_score(positive, score), abs=1e-12)
+    assert precision == pytest.approx(average_precision_score(positive, score), abs=1e-12)

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import anndata
+import numpy as np
+import pandas as pd
+import pytest
+import scipy.sparse as sp
+from scipy.stats import kstest, ttest_ind
+
+from txeval.data.relations import load_relations
+from txeval.data.screen import open_screen
+from txeval.data.simulate import CONTROL_LABEL, Truth, relations_folder, simulate_screen
+from txeval.errors import InputError
+from txeval.testing import ROLES, make_adata, make_screen
+
+SMALL = {"n_samples": 500, "n_genes": 60, "n_perturbations": 12, "unexpressed_targets": 5, "n_modules": 3}
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> tuple[Truth, anndata.AnnData]:
+    truth = simulate_screen(tmp_path_factory.mktemp("simulated") / "screen.h5ad", null_fraction=0.25)
+    return truth, anndata.read_h5ad(truth.path)
+
+
+def log_normal(adata: anndata.AnnData) -> np.ndarray:
+    counts = adata.X.toarray()
+    return np.log1p(counts / counts.sum(axis=1, keepdims=True) * 1e4)
+
+
+def test_dimensions_and_columns(simulated):
+    truth, adata = simulated
+    assert adata.shape == (4000, 300)
+    assert sp.isspmatrix_csr(adata.X)
+    assert adata.X.dtype == np.float32
+    assert (adata.X.data > 0).all()
+    np.testing.assert_array_equal(adata.X.data, np.round(adata.X.data))
+    assert adata.X.has_sorted_indices
+    assert list(adata.obs.columns) == ["perturbation", "gene", "batch", "control"]
+    assert adata.obs_names.is_unique
+    assert truth.perturbations["kind"].value_counts().to_dict() == {"active": 30, "unexpressed": 25, "none": 10}
+    assert set(truth.perturbations["perturbation"]) == set(adata.obs["perturbation"]) - {CONTROL_LABEL}
+    assert set(truth.perturbations["gene"]) <= set(adata.var_names)
+    control = adata.obs["control"].to_numpy()
+    np.testing.assert_array_equal(control, adata.obs["perturbation"] == CONTROL_LABEL)
+    np.testing.assert_array_equal(control, adata.obs["gene"] == "")
+    assert control.mean() == pytest.approx(0.1, abs=0.01)
+    table = pd.crosstab(adata.obs["perturbation"], adata.obs["batch"])
+    assert table.shape == (66, 6)
+    assert table.to_numpy().min() >= 8
+    assert (table.loc[CONTROL_LABEL] >= 60).all()
+
+
+def test_it_opens_as_a_screen_of_counts(simulated):
+    truth, _ = simulated
+    screen = open_screen(truth.path, ROLES)
+    assert (screen.n, screen.n_genes, screen.scale) == (4000, 300, "counts")
+    assert set(screen.obsm_keys()) == {"X_truth", "X_noisy"}
+    np.testing.assert_array_equal(screen.read_obsm("X_truth"), truth.signal)
+
+
+def test_targets_that_are_not_expressed(simulated):
+    truth, adata = simulated
+    mean = pd.Series(np.asarray(adata.X.mean(axis=0)).ravel(), index=adata.var_names)
+    silent = truth.perturbations["kind"] == "unexpressed"
+    assert mean[truth.perturbations.loc[silent, "gene"]].max() < 0.05
+    assert mean[truth.perturbations.loc[~silent, "gene"]].min() > 0.5
+    assert 4000 < np.median(np.asarray(adata.X.sum(axis=1))) < 6000
+
+
+def test_counts_are_overdispersed_as_stated(tmp_path):
+    """Variance mean + mean^2 / 10 in samples that differ in nothing but their own noise: solve for the 10."""
+    truth = simulate_screen(
+        tmp_path / "flat.h5ad", n_samples=3000, effect=0, batch_effect=0, n_batches=1, depth=50_000, seed=1
+    )
+    adata = anndata.read_h5ad(truth.path)
+    inside = set(truth.modules["gene"])
+    genes = [name not in inside for name in adata.var_names]
+    share = adata.X.toarray() / np.asarray(adata.X.sum(axis=1))
+    share, total = share[:, genes], np.asarray(adata.X.sum(axis=1)).ravel()
+    mean = share.mean(axis=0)
+    big = mean * np.median(total) > 50
+    assert big.sum() > 20
+    poisson = mean * (1 / total).mean()
+    inverse = (share.var(axis=0) - poisson)[big] / mean[big] ** 2
+    # The share of the total moves a little with the modules as well.
+    assert np.median(inverse) == pytest.approx(0.1, abs=0.02)
+
+
+def test_knock_down_of_the_target(simulated):
+    truth, adata = simulated
+    values = pd.DataFrame(log_normal(adata), columns=adata.var_names)
+    label = adata.obs["perturbation"].astype(str).to_numpy()
+    control = adata.obs["control"].to_numpy()
+    p = {"active": [], "none": []}
+    for row in truth.perturbations.itertuples():
+        if row.kind != "unexpressed":
+            gene = values[row.gene].to_numpy()
+            p[row.kind].append(ttest_ind(gene[label == row.perturbation], gene[control], alternative="less").pvalue)
+    assert np.mean(np.array(p["active"]) < 1e-3) > 0.9
+    assert kstest(p["none"], "uniform").pvalue > 1e-3
+
+
+def test_effects_are_in_the_expression(simulated):
+    """The shift of a module, estimated from its genes, follows the truth and is none where there is none."""
+    truth, adata = simulated
+    values = log_normal(adata)
+    for batch in adata.obs["batch"].unique():
+        rows = (adata.obs["batch"] == batch).to_numpy()
+        values[rows] -= values[rows & adata.obs["control"].to_numpy()].mean(axis=0)
+    label = adata.obs["perturbation"].astype(str).to_numpy()
+    score = np.zeros((len(values), 8))
+    for module, members in truth.modules.groupby("module"):
+        members = members[~members["gene"].isin(truth.perturbations["gene"])]
+        genes = adata.var_names.get_indexer(members["gene"])
+        score[:, module] = values[:, genes] @ np.sign(members["loading"].to_numpy()) / len(genes)
+    table = truth.perturbations.set_index("perturbation")
+    active = table[table["kind"] == "active"]
+    found = np.array([score[label == name, row.module].mean() for name, row in active.iterrows()])
+    assert np.corrcoef(found, active["strength"])[0, 1] > 0.95
+    without = table.index[table["kind"] != "active"]
+    spread = np.std([score[label == name].mean(axis=0) for name in without])
+    assert np.abs(found).mean() > 5 * spread
+
+
+def test_truth_tables_agree(simulated):
+    truth, adata = simulated
+    effects = truth.effects.set_index(["perturbation", "module"])["strength"]
+    table = truth.perturbations
+    active = table[table["kind"] == "active"]
+    assert set(truth.effects["perturbation"]) == set(active["perturbation"])
+    assert (table.loc[table["kind"] != "active", "strength"] == 0).all()
+    for row in active.itertuples():
+        assert effects[row.perturbation, row.module] == row.strength
+    size = active["strength"].abs()
+    assert 0.25 <= size.min() < 0.45
+    assert size.max() <= 1
+    # The latent state of a perturbation's samples is its effects, plus noise of 0.2.
+    mean = pd.DataFrame(truth.signal).groupby(adata.obs["perturbation"].to_numpy(), observed=True).mean()
+    expected = np.zeros(mean.shape)
+    for (name, module), strength in effects.items():
+        expected[mean.index.get_loc(name), module] = strength
+    assert np.abs(mean.to_numpy() - expected).max() < 5 * 0.21 / np.sqrt(50)
+    noise = adata.obsm["X_noisy"] - adata.obsm["X_truth"]
+    assert noise.std() == pytest.approx(0.8, abs=0.02)
+
+    module = table.set_index("gene")["module"]
+    pairs = truth.relations
+    assert (module[pairs["entity1"]].to_numpy() == module[pairs["entity2"]].to_numpy()).all()
+    assert len({frozenset(pair) for pair in pairs.itertuples(index=False, name=None)}) == len(pairs) == 8 * 10
+
+
+def test_batches_shift_genes(simulated):
+    _, adata = simulated
+    values = log_normal(adata)
+    means = np.array(
+        [values[(adata.obs["batch"] == name).to_numpy()].mean(axis=0) for name in adata.obs["batch"].unique()]
+    )
+    expressed = values.mean(axis=0) > 2
+    assert 0.1 < means[:, expressed].std(axis=0).mean() < 0.3
+
+
+def test_truth_is_beside_the_file(simulated):
+    truth, _ = simulated
+    loaded = Truth.load(truth.path)
+    np.testing.assert_array_equal(loaded.signal, truth.signal)
+    for name in ("perturbations", "effects", "modules", "relations"):
+        pd.testing.assert_frame_equal(getattr(loaded, name), getattr(truth, name))
+    assert loaded.settings == truth.settings
+    relations = load_relations(relations_folder(truth.path))
+    pd.testing.assert_frame_equal(relations["simulated_modules"], truth.relations)
+    json.loads((truth.path.parent / "screen.truth.json").read_text())
+    with pytest.raises(InputError, match="no truth beside it"):
+        Truth.load(truth.path.with_name("other.h5ad"))
+
+
+@pytest.mark.parametrize("max_elements", [1, 64 * 60, 3 * 64 * 60 + 5, 10**9])
+def test_block_size_does_not_matter(tmp_path, max_elements):
+    plain = simulate_screen(tmp_path / "plain.h5ad", **SMALL)
+    other = simulate_screen(tmp_path / "other.h5ad", max_elements=max_elements, **SMALL)
+    a, b = anndata.read_h5ad(plain.path), anndata.read_h5ad(other.path)
+    np.testing.assert_array_equal(a.X.toarray(), b.X.toarray())
+    np.testing.assert_array_equal(a.obsm["X_noisy"], b.obsm["X_noisy"])
+    np.testing.assert_array_equal(plain.signal, other.signal)
+    pd.testing.assert_frame_equal(a.obs, b.obs)
+
+
+def test_seed_matters(tmp_path):
+    one = anndata.read_h5ad(simulate_screen(tmp_path / "a.h5ad", **SMALL).path)
+    two = anndata.read_h5ad(simulate_screen(tmp_path / "b.h5ad", seed=1, **SMALL).path)
+    assert (one.X != two.X).nnz > one.X.nnz / 2
+
+
+def test_no_effect_at_all(tmp_path):
+    truth = simulate_screen(tmp_path / "null.h5ad", effect=0, **SMALL)
+    assert set(truth.perturbations["kind"]) == {"none", "unexpressed"}
+    assert truth.effects.empty
+    assert Truth.load(truth.path).effects.empty
+
+
+def test_relations_of_an_earlier_screen_do_not_stay(tmp_path):
+    simulate_screen(tmp_path / "a.h5ad", **SMALL)
+    assert load_relations(relations_folder(tmp_path / "a.h5ad"))
+    truth = simulate_screen(tmp_path / "a.h5ad", **(SMALL | {"n_perturbations": 3}))
+    assert truth.relations.empty
+    with pytest.raises(InputError, match="has no file of pairs"):
+        load_relations(relations_folder(tmp_path / "a.h5ad"))
+
+
+def test_progress_and_speed(tmp_path):
+    seen = []
+    start = time.process_time()
+    simulate_screen(
+        tmp_path / "a.h5ad", max_elements=300_000, progress=lambda done, total, text: seen.append((done, total))
+    )
+    assert time.process_time() - start < 3
+    assert seen[-1] == (4000, 4000)
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_samples": 0}, "n_samples is 0"),
+        ({"n_samples": 20}, "20 samples are too few"),
+        ({"n_genes": 17}, "17 genes are too few for 17 target genes"),
+        ({"n_batches": 2.5}, "n_batches is 2.5"),
+        ({"n_modules": True}, "n_modules is True"),
+        ({"effect": float("nan")}, "effect is nan"),
+        ({"null_fraction": -0.1}, "null_fraction is -0.1"),
+        ({"depth": 0}, "depth is 0"),
+    ],
+)
+def test_bad_settings(tmp_path, change, message):
+    with pytest.raises(InputError, match=message):
+        simulate_screen(tmp_path / "a.h5ad", **(SMALL | change))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_interrupted_simulation_leaves_no_file(tmp_path):
+    def stop(done, total, text):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        simulate_screen(tmp_path / "a.h5ad", progress=stop, **SMALL)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_unwritable_folder(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(InputError, match="cannot write"):
+        simulate_screen(tmp_path / "file" / "a.h5ad", **SMALL)
+
+
+@pytest.mark.parametrize("storage", ["csr", "csc", "dense"])
+@pytest.mark.parametrize("scale", ["counts", "normalized", "log1p", "continuous"])
+def test_small_screens_for_tests(tmp_path: Path, storage, scale):
+    path = make_screen(tmp_path / "tiny.h5ad", storage=storage, scale=scale, obsm={"X_a": 7})
+    screen = open_screen(path, ROLES, scale=scale)
+    assert (screen.n, screen.n_genes, screen.scale) == (120, 30, scale)
+    assert screen.read_obsm("X_a").shape == (120, 7)
+    adata = make_adata()
+    assert pd.crosstab(adata.obs["perturbation"], adata.obs["batch"]).to_numpy().min() >= 6
+
+
+def test_small_screen_as_zarr(tmp_path):
+    screen = open_screen(make_screen(tmp_path / "tiny.zarr"), ROLES)
+    assert (screen.n, screen.scale) == (120, "counts")
