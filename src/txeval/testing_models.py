@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from txeval.embed.checkpoints import UNTRAINED
+
 __all__ = ["make_tiny_cellplm", "make_tiny_geneformer", "make_tiny_scgpt", "make_tiny_uce"]
 
 
@@ -61,6 +63,10 @@ def _json(path: Path, content: Any) -> None:
 def _pickle(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(pickle.dumps(content))
+
+
+def _untrained(folder: Path) -> None:
+    (folder / UNTRAINED).write_text("Random weights, made by txeval.testing. They mean nothing.\n")
 
 
 def _ensembl(name: str) -> str:
@@ -149,6 +155,7 @@ def make_tiny_geneformer(
     w.linear("cls.predictions.transform.dense", width, width)
     w.norm("cls.predictions.transform.LayerNorm", width)
     save_file(w.state, home / "model.safetensors", metadata={"format": "pt"})
+    _untrained(home)
     return folder
 
 
@@ -207,6 +214,7 @@ def make_tiny_scgpt(
     w.table("mvc_decoder.W.weight", width, width)
     w.table("flag_encoder.weight", 2, width)
     torch.save(w.state, folder / "best_model.pt")
+    _untrained(folder)
     return folder
 
 
@@ -274,6 +282,7 @@ def make_tiny_uce(
     w.linear("decoder.3", width, width)
     w.linear("binary_decoder.3", 1, width)
     w.table("pe_embedding.weight", rows, token_width)
+    _untrained(folder)
     torch.save(w.state, folder / ("4layer_model.torch" if model == "uce-4l" else "33l_8ep_1024t_1280.torch"))
     return folder
 
@@ -333,4 +342,5 @@ def make_tiny_cellplm(
         w.linear(f"{latent}.y_{part}", dim, clusters)
     w.linear("decoder.layers.0.0", 8, dim)
     torch.save({"model_state_dict": w.state, "epoch": 1}, folder / f"{prefix}.best.ckpt")
+    _untrained(folder)
     return folder

@@ -19,8 +19,6 @@ from txeval.data import open_screen
 from txeval.embed import EmbeddingContext, EmbeddingSpec, embedding_fingerprint, list_embedders, resolve
 from txeval.errors import InputError
 
-pytest.importorskip("transformers")
-
 CLOSE = 2e-5
 
 
@@ -67,6 +65,7 @@ def test_one_row_per_sample_in_order_and_a_record(tiny: Tiny, weights: Path, tmp
     assert record["weights"]["tensors"]["missing"] == record["weights"]["tensors"]["unexpected"] == []
     assert record["device"] == "cpu"
     assert record["seconds"] >= 0
+    assert record["untrained"] and record["note"].startswith("untrained")
     assert record["options"]["min_gene_overlap"] == 0.2
     assert bool(record.get("depends_on_batch_mates")) == (tiny.mates and tiny.name != "scgpt-finetuned")
 

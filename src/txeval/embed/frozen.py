@@ -17,7 +17,7 @@ from torch import Tensor
 from txeval.compute.arrays import F32, Ints
 from txeval.data.matrix import open_store
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
-from txeval.embed.checkpoints import KeyReport, file_digest
+from txeval.embed.checkpoints import UNTRAINED, KeyReport, file_digest
 from txeval.embed.genes import GeneMatch, read_aliases
 from txeval.embed.rows import NpyRows, write_npy
 from txeval.errors import InputError
@@ -319,6 +319,9 @@ def describe(
         "seconds": round(time.perf_counter() - started, 3),
         **(more or {}),
     }
-    if note:
-        provenance["note"] = note
+    untrained = any((file.parent / UNTRAINED).is_file() for file in files)
+    notes = ["untrained: the weights are random, for tests"] * untrained + [note] * bool(note)
+    provenance["untrained"] = untrained
+    if notes:
+        provenance["note"] = "; ".join(notes)
     return Embedding(NpyRows(path), provenance)
