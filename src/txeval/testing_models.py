@@ -14,6 +14,8 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from txeval.embed.checkpoints import UNTRAINED
+
 __all__ = ["make_tiny_cellplm", "make_tiny_geneformer", "make_tiny_scgpt", "make_tiny_uce"]
 
 
@@ -63,6 +65,10 @@ def _pickle(path: Path, content: Any) -> None:
     path.write_bytes(pickle.dumps(content))
 
 
+def _untrained(folder: Path) -> None:
+    (folder / UNTRAINED).write_text("Random weights, made by txeval.testing. They mean nothing.\n")
+
+
 def _ensembl(name: str) -> str:
     """The name itself where it is an Ensembl id, else one that is made up."""
     return name if re.match(r"^ENS[A-Z]*G\d{11}$", name) else f"ENSG{90_000_000_000 + zlib.crc32(name.encode())}"
@@ -76,6 +82,8 @@ def make_tiny_geneformer(
     retired: Mapping[str, str] | None = None,
     width: int = 16,
     layers: int = 3,
+    heads: int = 4,
+    hidden: int = 32,
     seed: int = 0,
 ) -> Path:
     """Write an untrained Geneformer with the files of the official repository.
@@ -86,8 +94,8 @@ def make_tiny_geneformer(
         Symbols (which get made-up Ensembl ids) or Ensembl ids of the vocabulary.
     retired
         Retired Ensembl id -> gene.
-    width
-        A multiple of 4, which is the number of attention heads.
+    width, layers, heads, hidden
+        Sizes; width is a multiple of heads.
 
     Returns
     -------
@@ -118,11 +126,11 @@ def make_tiny_geneformer(
         "architectures": ["BertForMaskedLM"],
         "hidden_act": "relu",
         "hidden_size": width,
-        "intermediate_size": 2 * width,
+        "intermediate_size": hidden,
         "layer_norm_eps": 1e-12,
         "max_position_embeddings": positions,
         "model_type": "bert",
-        "num_attention_heads": 4,
+        "num_attention_heads": heads,
         "num_hidden_layers": layers,
         "pad_token_id": 0,
         "type_vocab_size": 2,
@@ -140,32 +148,41 @@ def make_tiny_geneformer(
         for part in ("self.query", "self.key", "self.value", "output.dense"):
             w.linear(f"{base}.attention.{part}", width, width)
         w.norm(f"{base}.attention.output.LayerNorm", width)
-        w.linear(f"{base}.intermediate.dense", 2 * width, width)
-        w.linear(f"{base}.output.dense", width, 2 * width)
+        w.linear(f"{base}.intermediate.dense", hidden, width)
+        w.linear(f"{base}.output.dense", width, hidden)
         w.norm(f"{base}.output.LayerNorm", width)
     w.table("cls.predictions.bias", len(tokens), scale=0.1)
     w.linear("cls.predictions.transform.dense", width, width)
     w.norm("cls.predictions.transform.LayerNorm", width)
     save_file(w.state, home / "model.safetensors", metadata={"format": "pt"})
+    _untrained(home)
     return folder
 
 
-def make_tiny_scgpt(folder: Path, genes: Sequence[str], *, width: int = 16, layers: int = 2, seed: int = 0) -> Path:
+def make_tiny_scgpt(
+    folder: Path,
+    genes: Sequence[str],
+    *,
+    width: int = 16,
+    layers: int = 2,
+    heads: int = 4,
+    hidden: int = 32,
+    seed: int = 0,
+) -> Path:
     """Write an untrained scGPT: `args.json`, `vocab.json`, `best_model.pt` with the names of flash-attention.
 
     Parameters
     ----------
     genes
         Symbols of the vocabulary.
-    width
-        A multiple of 4, which is the number of attention heads.
+    width, layers, heads, hidden
+        Sizes; width is a multiple of heads.
 
     Returns
     -------
     Path
         `folder`, to be given as `weights`.
     """
-    hidden = 2 * width
     args = {
         "pad_token": "<pad>",
         "input_style": "binned",
@@ -173,7 +190,7 @@ def make_tiny_scgpt(folder: Path, genes: Sequence[str], *, width: int = 16, laye
         "n_bins": 51,
         "max_seq_len": 1200,
         "nlayers": layers,
-        "nheads": 4,
+        "nheads": heads,
         "embsize": width,
         "d_hid": hidden,
         "dropout": 0.2,
@@ -197,6 +214,7 @@ def make_tiny_scgpt(folder: Path, genes: Sequence[str], *, width: int = 16, laye
     w.table("mvc_decoder.W.weight", width, width)
     w.table("flag_encoder.weight", 2, width)
     torch.save(w.state, folder / "best_model.pt")
+    _untrained(folder)
     return folder
 
 
@@ -207,6 +225,10 @@ def make_tiny_uce(
     model: Literal["uce-4l", "uce-33l"] = "uce-4l",
     width: int = 40,
     layers: int = 2,
+    hidden: int = 80,
+    token_width: int = 24,
+    middle: int = 32,
+    mouse_genes: int = 5,
     seed: int = 0,
 ) -> Path:
     """Write an untrained UCE: state dict with the token table, and the tables of species, chromosomes and proteins.
@@ -214,11 +236,13 @@ def make_tiny_uce(
     Parameters
     ----------
     genes
-        Human symbols; they are spread over made-up places on 24 chromosomes. A few mouse genes come along.
+        Human symbols; they are spread over made-up places on 24 chromosomes.
     model
         Which name the file of the weights gets.
-    width
-        A multiple of 20, which is the number of attention heads.
+    width, layers, hidden, token_width, middle
+        Sizes; width is a multiple of 20, which is the number of attention heads.
+    mouse_genes
+        Genes of a second species, which come before the human ones in the token table.
 
     Returns
     -------
@@ -228,7 +252,7 @@ def make_tiny_uce(
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
     symbols = list(dict.fromkeys(gene.upper() for gene in genes))
-    species = {"mouse": [f"MOUSE{i}" for i in range(5)], "human": symbols}
+    species = {"mouse": [f"MOUSE{i}" for i in range(mouse_genes)], "human": symbols}
     names = [*map(str, range(1, 23)), "X", "Y"]
     lines, labels = ["species,gene_symbol,chromosome,start"], set()
     for kind, own in species.items():
@@ -238,7 +262,7 @@ def make_tiny_uce(
             lines.append(f"{kind},{symbol},{name},{int(rng.integers(1, 200_000_000))}")
     (folder / "species_chrom.csv").write_text("\n".join(lines) + "\n")
     _pickle(folder / "species_offsets.pkl", {"mouse": 4, "human": 4 + len(species["mouse"])})
-    proteins, token_width = folder / "protein_embeddings", 24
+    proteins = folder / "protein_embeddings"
     proteins.mkdir(exist_ok=True)
     for kind, own in (("Mus_musculus.GRCm39", species["mouse"]), ("Homo_sapiens.GRCh38", symbols)):
         # Only the order of the genes is read.
@@ -251,13 +275,14 @@ def make_tiny_uce(
     for part in ("encoder", "gene_embedding_layer"):
         w.linear(f"{part}.0", width, token_width)
         w.norm(f"{part}.2", width)
-    w.encoder(layers, width, 2 * width, flash=False)
-    for block, (out, into) in enumerate(((32, width), (width, 32), (width, width))):
+    w.encoder(layers, width, hidden, flash=False)
+    for block, (out, into) in enumerate(((middle, width), (width, middle), (width, width))):
         w.linear(f"decoder.{block}.0", out, into)
         w.norm(f"decoder.{block}.1", out)
     w.linear("decoder.3", width, width)
     w.linear("binary_decoder.3", 1, width)
     w.table("pe_embedding.weight", rows, token_width)
+    _untrained(folder)
     torch.save(w.state, folder / ("4layer_model.torch" if model == "uce-4l" else "33l_8ep_1024t_1280.torch"))
     return folder
 
@@ -271,8 +296,8 @@ def make_tiny_cellplm(
     ----------
     genes
         Genes of the vocabulary; Ensembl ids in the released models.
-    width
-        A multiple of 8, which is the number of attention heads.
+    width, layers, dim
+        Sizes; width is a multiple of 8, which is the number of attention heads.
 
     Returns
     -------
@@ -317,4 +342,5 @@ def make_tiny_cellplm(
         w.linear(f"{latent}.y_{part}", dim, clusters)
     w.linear("decoder.layers.0.0", 8, dim)
     torch.save({"model_state_dict": w.state, "epoch": 1}, folder / f"{prefix}.best.ckpt")
+    _untrained(folder)
     return folder

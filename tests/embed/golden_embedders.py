@@ -51,14 +51,14 @@ def roles(**more: Any) -> Roles:
     return Roles(perturbation="label", control=("control",), **more)
 
 
-def written(golden: Golden, folder: Path, *columns: str, batch: bool = False) -> Path:
-    """The official samples as a screen, with labels that say nothing."""
+def written(golden: Golden, folder: Path, *columns: str, batch: bool = False, rows: int | None = None) -> Path:
+    """The official samples (the first rows of them) as a screen, with labels that say nothing."""
     adata = golden.adata
     obs = adata.obs[["batch"]].copy() if batch else adata.obs[[]].copy()
     obs["label"] = np.resize(["control", "a", "b"], adata.n_obs)
     made = ad.AnnData(golden.counts(), obs=obs, var=adata.var[list(columns)].copy(), layers=dict(adata.layers))
     path = folder / "screen.h5ad"
-    made.write_h5ad(path)
+    made[:rows].write_h5ad(path)
     return path
 
 

@@ -14,8 +14,6 @@ from txeval.data import open_screen
 from txeval.embed import geneformer
 from txeval.embed.base import EmbeddingContext
 
-pytest.importorskip("transformers")
-
 MODELS = {"geneformer_v1": ("geneformer-v1", 1), "geneformer_v2": ("geneformer-v2-104m", 2)}
 LAYERS = {"last": 0, "second_to_last": -1}
 
@@ -134,6 +132,7 @@ def test_the_embedder_gives_the_official_rows(case: Case, layer: str, tmp_path: 
         dropped = case.golden.expected["dropped_rows"]
         official[dropped] = 0
         check_embedding(made, official)
+        assert not made.provenance["untrained"]
         assert made.provenance["unusable"] == {"count": len(dropped), "rows": dropped, "filled_with": "zeros"}
         cut = {**options, "max_length": case.golden.expected["truncated_model_input_size"]}
         official = case.golden.arrays[f"trunc_emb_{layer}"].copy()

@@ -25,6 +25,7 @@ from txeval.embed.weights import find_weights
 from txeval.errors import InputError
 
 __all__ = [
+    "UNTRAINED",
     "KeyReport",
     "check_keys",
     "file_digest",
@@ -38,6 +39,9 @@ __all__ = [
 ]
 
 T = TypeVar("T", int, float, str)
+
+#: Name of a file beside random weights: whatever is made with these says that they were never trained.
+UNTRAINED = "UNTRAINED.txt"
 
 _DAMAGED = "the file is damaged or was cut short: download it again and compare its size or checksum"
 _HOSTILE = (

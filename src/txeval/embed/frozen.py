@@ -17,7 +17,7 @@ from torch import Tensor
 from txeval.compute.arrays import F32, Ints
 from txeval.data.matrix import open_store
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
-from txeval.embed.checkpoints import KeyReport, file_digest
+from txeval.embed.checkpoints import UNTRAINED, KeyReport, file_digest
 from txeval.embed.genes import GeneMatch, read_aliases
 from txeval.embed.rows import NpyRows, write_npy
 from txeval.errors import InputError
@@ -58,15 +58,15 @@ Source: TypeAlias = Callable[[], "Iterator[tuple[slice, Any]]"]
 #: Samples whose tokens are held at a time, to be sorted by length.
 WINDOW = 512
 
-#: Numbers in the widest activation of one call of a model: 32 M float32 values are 128 MiB.
-ACTIVATIONS = 32_000_000
+#: Numbers in the widest activation of one call of a model. On the CPU larger ones leave the caches and are slower.
+ACTIVATIONS = {"cpu": 8_000_000, "cuda": 512_000_000}
 
 SHARED_OPTIONS: Mapping[str, tuple[Any, str]] = {
     "weights": ("", "folder with the files of the model; default: $TXEVAL_WEIGHTS/NAME"),
     "genes": ("", "var column with the gene names that the model understands; default: the gene names of the screen"),
     "aliases": ("", "file of other gene names (.tsv or .csv with the columns alias and gene, .json or .pkl)"),
     "min_gene_overlap": (0.2, "smallest fraction of the screen's genes that the model has to know"),
-    "batch_size": (0, "most samples in one call of the model; 0: as many as fit in 128 MiB of activations"),
+    "batch_size": (0, "most samples in one call of the model; 0: as many as suit the device"),
     "device": ("", "auto, cpu or cuda; default: the device of the run"),
     "precision": ("float32", "float32; on cuda also bfloat16 or float16"),
 }
@@ -194,7 +194,7 @@ def pad(
     return stacked, None if real.all() else torch.from_numpy(real).to(device)
 
 
-def batches(lengths: Sequence[int], batch_size: int, width: int) -> Iterator[list[int]]:
+def batches(lengths: Sequence[int], batch_size: int, width: int, activations: int) -> Iterator[list[int]]:
     """Groups of samples of similar length that fit in memory together.
 
     Parameters
@@ -203,11 +203,13 @@ def batches(lengths: Sequence[int], batch_size: int, width: int) -> Iterator[lis
         Most samples in a group; 0: no limit but memory.
     width
         Numbers per token in the widest activation.
+    activations
+        Most numbers in it.
     """
     group: list[int] = []
     for number in sorted(range(len(lengths)), key=lambda i: (lengths[i], i)):
         full = batch_size and len(group) >= batch_size
-        if group and (full or (len(group) + 1) * lengths[number] * width > ACTIVATIONS):
+        if group and (full or (len(group) + 1) * lengths[number] * width > activations):
             yield group
             group = []
         group.append(number)
@@ -224,6 +226,7 @@ def embed_sequences(
     encode: Encode,
     forward: Forward,
     width: int,
+    device: torch.device,
     batch_size: int = 0,
     chunk: int = 0,
     progress: Callable[[int, int, str], None] = lambda done, total, text: None,
@@ -253,7 +256,9 @@ def embed_sequences(
     def flush() -> None:
         lengths = [len(item[0]) for _, item in window]
         longest = max(lengths, default=0)
-        for group in batches([longest] * len(window) if chunk else lengths, batch_size, width):
+        for group in batches(
+            [longest] * len(window) if chunk else lengths, batch_size, width, ACTIVATIONS[device.type]
+        ):
             to = longest if chunk else max(lengths[i] for i in group)
             out[[window[i][0] for i in group]] = forward([window[i][1] for i in group], to)
         window.clear()
@@ -314,6 +319,9 @@ def describe(
         "seconds": round(time.perf_counter() - started, 3),
         **(more or {}),
     }
-    if note:
-        provenance["note"] = note
+    untrained = any((file.parent / UNTRAINED).is_file() for file in files)
+    notes = ["untrained: the weights are random, for tests"] * untrained + [note] * bool(note)
+    provenance["untrained"] = untrained
+    if notes:
+        provenance["note"] = "; ".join(notes)
     return Embedding(NpyRows(path), provenance)

@@ -152,7 +152,7 @@ def find_files(folder: Path, model: str) -> Files:
         ]
         hits = [home / name for name in names if (home / name).is_file()]
         if hits:
-            found[kind] = hits[0].resolve()
+            found[kind] = hits[0]
         elif needed:
             raise InputError(
                 f"{home}: {kind}{suffixes[0]}.pkl is missing; it was looked for there and in"
@@ -487,6 +487,7 @@ class Geneformer:
                 encode=encode,
                 forward=run,
                 width=encoder.widest,
+                device=device,
                 batch_size=options["batch_size"],
                 progress=context.progress,
                 name=self.info.name,

@@ -495,6 +495,7 @@ class ScGPT:
                 encode=encode,
                 forward=run,
                 width=max(settings.hidden, 3 * settings.width),
+                device=device,
                 batch_size=options["batch_size"],
                 progress=context.progress,
                 name=self.info.name,

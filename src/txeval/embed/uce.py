@@ -534,6 +534,7 @@ class Uce:
                 encode=encode,
                 forward=run,
                 width=max(loaded.sizes["hidden"], 3 * loaded.sizes["width"]),
+                device=device,
                 batch_size=options["batch_size"],
                 chunk=options["batch_size"] if options["mask"] == "official" else 0,
                 progress=context.progress,
