@@ -5,10 +5,6 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import signal
-import subprocess
-import sys
-import textwrap
 
 import anndata as ad
 import numpy as np
@@ -220,37 +216,6 @@ def test_a_stopped_training_goes_on_to_the_same_weights(counts, batch, tmp_path)
     assert history.elbo_train == told.elbo_train and history.elbo_validation == told.elbo_validation
     assert history.resumed_at[-1] >= 2 and seen[-1] == (6, 6)
     assert not list(tmp_path.glob(".*partial"))
-
-
-def test_a_killed_training_goes_on(counts, batch, tmp_path):
-    """SIGKILL in a process of its own: nothing is cleaned up."""
-    np.savez(tmp_path / "data.npz", x=counts.toarray(), batch=batch)
-    script = f"""
-        import os, signal
-        import numpy as np
-        from txeval.embed.scvi_model import *
-        data = np.load({str(tmp_path / "data.npz")!r})
-
-        def progress(done, total, text):
-            if done == 3:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-        fit(Architecture({G}, 3, latent=8, layers=2, hidden=16), SparseRows.of(data["x"]), data["batch"],
-            Training(max_epochs=5, batch_size=32), seed=0, checkpoint=__import__("pathlib").Path({str(tmp_path)!r})
-            / "checkpoint.pt", key="k", progress=progress)
-    """
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True)
-    assert ended.returncode == -signal.SIGKILL, ended.stderr
-    assert ended.stdout == ""
-    shape, training = Architecture(G, 3, **SMALL), Training(max_epochs=5, batch_size=32)
-    data = SparseRows.of(counts)
-    resumed, history = fit(shape, data, batch, training, seed=0, checkpoint=tmp_path / "checkpoint.pt", key="k")
-    whole, _ = fit(shape, data, batch, training, seed=0)
-    # The checkpoint of the second epoch is left out where writing the first took long.
-    assert history.resumed_at in ([1], [2])
-    for name, value in weights(whole).items():
-        # Another process may take another path through the BLAS.
-        np.testing.assert_allclose(weights(resumed)[name], value, rtol=1e-5, atol=1e-6)
 
 
 def test_a_checkpoint_of_something_else_or_cut_short_is_not_used(counts, batch, tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
@@ -187,7 +188,18 @@ def _training_matrix(
     def room(name: str, dtype: Any) -> Any:
         if not in_file:
             return np.empty(nonzero, dtype=dtype)
-        return np.memmap(folder / name, dtype=dtype, mode="w+", shape=(nonzero,))
+        try:
+            with (folder / name).open("w+b") as handle:
+                if hasattr(os, "posix_fallocate"):
+                    # A full disk is an error here; met while writing to the map, it would kill the process.
+                    os.posix_fallocate(handle.fileno(), 0, nonzero * np.dtype(dtype).itemsize)
+                return np.memmap(handle, dtype=dtype, mode="w+", shape=(nonzero,))
+        except OSError as why:
+            raise InputError(
+                f"the training matrix of scVI ({8 * nonzero / 1e9:.1f} GB) cannot be written to {folder}"
+                f" ({why.strerror or why})",
+                remedy="free some space, choose another output folder, or take fewer variable genes (genes=...)",
+            ) from why
 
     values, columns = room("values.bin", np.float32), room("columns.bin", np.int32)
     lengths = np.zeros(len(rows), dtype=np.int64)
