@@ -10,20 +10,18 @@ from txeval.cli.base import Parser, at_least, one_of
 from txeval.errors import InputError
 
 if TYPE_CHECKING:
+    from txeval.data.roles import Roles
     from txeval.run.config import RunConfig
 
-__all__ = ["add_run_options", "config_from"]
+__all__ = ["add_run_options", "add_screen_options", "config_from", "counts", "roles_from"]
 
 SCALES = ("counts", "normalized", "log1p", "continuous")
 OVERWRITE = ("never", "missing", "always")
 DEFAULT_OUT = "txeval-results"
 
 
-def add_run_options(parser: Parser) -> None:
-    """Add what describes a run: the screen, its columns, the embeddings, the protocol."""
-    parser.add_argument(
-        "screen", metavar="SCREEN", help="perturbation screen (.h5ad or .zarr), or a YAML file that describes the run"
-    )
+def add_screen_options(parser: Parser) -> None:
+    """Add what says which column of a screen holds what."""
     screen = parser.add_argument_group("the screen: which column of obs holds what")
     screen.add_argument("--perturbation", metavar="COLUMN", help="what was done to each sample (guide target, drug)")
     screen.add_argument(
@@ -47,6 +45,13 @@ def add_run_options(parser: Parser) -> None:
     )
     screen.add_argument("--name", metavar="NAME", help="name of the data set in the results (default: the file's name)")
 
+
+def add_run_options(parser: Parser) -> None:
+    """Add what describes a run: the screen, its columns, the embeddings, the protocol."""
+    parser.add_argument(
+        "screen", metavar="SCREEN", help="perturbation screen (.h5ad or .zarr), or a YAML file that describes the run"
+    )
+    add_screen_options(parser)
     what = parser.add_argument_group("what to evaluate")
     what.add_argument(
         "--embedding",
@@ -79,7 +84,7 @@ def add_run_options(parser: Parser) -> None:
     )
     what.add_argument("--seeds", metavar="N", type=at_least(1), help="number of seeds for what depends on one")
     what.add_argument(
-        "--min-counts", metavar="N", type=_counts, help="keep samples with more counts than this (protocol paper: 1000)"
+        "--min-counts", metavar="N", type=counts, help="keep samples with more counts than this (protocol paper: 1000)"
     )
     what.add_argument("--relations", metavar="FOLDER", help="folder of the databases of known relationships")
 
@@ -96,7 +101,8 @@ def add_run_options(parser: Parser) -> None:
     how.add_argument("--plain", action="store_true", help="plain lines instead of a progress bar")
 
 
-def _counts(text: str) -> float:
+def counts(text: str) -> float:
+    """Argument type: a number of counts."""
     try:
         value = float(text)
     except ValueError:
@@ -104,6 +110,40 @@ def _counts(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is not a number of counts: use 0 or more")
     return value
+
+
+def roles_from(args: argparse.Namespace) -> Roles:
+    """Roles of a screen from the flags of `add_screen_options`.
+
+    Raises
+    ------
+    InputError
+        The perturbation column is not named, or the controls are named twice.
+    """
+    from txeval.data.roles import Roles
+
+    if not args.perturbation:
+        raise InputError(
+            "which column of obs says what was done to each sample?", remedy="name it: --perturbation COLUMN"
+        )
+    _check_controls(args)
+    return Roles(
+        perturbation=args.perturbation,
+        control=tuple(args.control or ()),
+        control_column=args.control_column,
+        batch=args.batch,
+        target_gene=args.target_gene,
+        cell_line=args.cell_line,
+        gene_symbol=args.gene_symbol,
+    )
+
+
+def _check_controls(args: argparse.Namespace) -> None:
+    if args.control and args.control_column:
+        raise InputError(
+            "--control and --control-column are both given",
+            remedy="name the controls once: by label(s) of the perturbation column, or by a column of true and false",
+        )
 
 
 def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
@@ -121,11 +161,7 @@ def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
     """
     from txeval.run.config import load_config
 
-    if args.control and args.control_column:
-        raise InputError(
-            "--control and --control-column are both given",
-            remedy="name the controls once: by label(s) of the perturbation column, or by a column of true and false",
-        )
+    _check_controls(args)
     if args.min_counts and args.scale not in (None, "counts"):
         raise InputError(
             f"--min-counts {args.min_counts:g} contradicts --scale {args.scale}",

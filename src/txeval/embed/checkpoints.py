@@ -8,7 +8,6 @@ import fnmatch
 import hashlib
 import io
 import json
-import os
 import pickle
 import struct
 import warnings
@@ -22,6 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from txeval.embed.weights import find_weights
 from txeval.errors import InputError
 
 __all__ = [
@@ -50,7 +50,7 @@ _HOSTILE = (
 
 
 def weights_folder(given: str, model: str, source: str) -> Path:
-    """Folder with the weights of a model: the one given, else `$TXEVAL_WEIGHTS/MODEL`.
+    """Folder with the weights of a model: the one given, else where `txeval.embed.weights.find_weights` finds it.
 
     Raises
     ------
@@ -63,14 +63,7 @@ def weights_folder(given: str, model: str, source: str) -> Path:
             what = "is a file, not a folder" if folder.exists() else "does not exist"
             raise InputError(f"the weights folder of {model}, {folder}, {what}", remedy=f"weights of {model}: {source}")
         return folder
-    base = os.environ.get("TXEVAL_WEIGHTS")
-    if base and (Path(base).expanduser() / model).is_dir():
-        return Path(base).expanduser() / model
-    where = f"{Path(base).expanduser() / model} does not exist" if base else "TXEVAL_WEIGHTS is not set"
-    raise InputError(
-        f"{model} needs its weights, and none are given ({where})",
-        remedy=f"give their folder with weights=DIR, or put it at $TXEVAL_WEIGHTS/{model}; source: {source}",
-    )
+    return find_weights(model)
 
 
 def find_file(folder: Path, names: Sequence[str], what: str) -> Path:

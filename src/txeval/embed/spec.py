@@ -10,7 +10,7 @@ from typing import Any
 from txeval.embed.base import EmbeddingSpec
 from txeval.errors import InputError
 
-__all__ = ["is_precomputed", "parse_spec", "rebase"]
+__all__ = ["is_precomputed", "parse_spec", "parse_value", "rebase"]
 
 #: Endings of files that hold embeddings.
 SUFFIXES = (".npy", ".npz", ".parquet", ".csv", ".tsv", ".csv.gz", ".tsv.gz")
@@ -62,11 +62,12 @@ def parse_spec(text: str) -> EmbeddingSpec:
             raise InputError(f"embedding {text!r}: {item!r} is no option=value", remedy=_FORM)
         if name in options:
             raise InputError(f"embedding {text!r}: option {name} is given twice", remedy="give it once")
-        options[name] = _value(value)
+        options[name] = parse_value(value)
     return EmbeddingSpec(label or source, source, options)
 
 
-def _value(text: str) -> Any:
+def parse_value(text: str) -> Any:
+    """Value of an option: a whole number, a number, true / false, or else text; quotes keep it text."""
     if len(text) >= 2 and text[0] == text[-1] and text[0] in "\"'":
         return text[1:-1]
     if text.lower() in ("true", "false"):

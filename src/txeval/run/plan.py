@@ -18,12 +18,13 @@ from txeval.data.split import split
 from txeval.embed import embedding_fingerprint, resolve
 from txeval.embed.base import EmbeddingSpec
 from txeval.errors import InputError
+from txeval.protocol import Protocol
 from txeval.run.config import RunConfig, check_config
 from txeval.run.rows import canonical_json, plain
 from txeval.tasks.base import Metric, Params, Task
 from txeval.tasks.registry import get_task, metrics_of
 
-__all__ = ["Cell", "EmbeddingJob", "Plan", "PlannedTask", "make_plan"]
+__all__ = ["Cell", "EmbeddingJob", "Plan", "PlannedTask", "make_plan", "split_screen"]
 
 #: Relative cost of a cell (CPU seconds at 2 million samples) where nothing has been measured yet. Only the order
 #: of the work and the first estimate of the remaining time depend on it.
@@ -201,7 +202,7 @@ class Plan:
                 "batches": len(set(samples.batch[rows].tolist())),
                 "perturbations": len(set(samples.perturbation[perturbed].tolist())),
             }
-        return {"id": self.split_id, "digest": self.split_digest, **_split_params(self.config), "parts": parts}
+        return {"id": self.split_id, "digest": self.split_digest, **_split_params(self.config.protocol), "parts": parts}
 
     def split_table(self) -> pd.DataFrame:
         """One row per kept sample: split, row (number in the file), sample (name), train, test, heldout."""
@@ -234,15 +235,9 @@ def make_plan(config: RunConfig) -> Plan:
         max_elements=config.max_elements,
     )
     warnings = [str(item) for item in screen.report.get("warnings", [])]
-    samples = screen.samples
-    splits = split(
-        samples.perturbations[samples.perturbation],
-        samples.batches[samples.batch],
-        samples.is_control,
-        **_split_params(config),
-    )
+    splits = split_screen(screen, config.protocol)
     warnings += [f"the {name} split is empty" for name, rows in splits.items() if len(rows) == 0]
-    split_digest = _splits_digest(splits, samples.n)
+    split_digest = _splits_digest(splits, screen.n)
     tasks = _tasks(config, split_digest, warnings)
     jobs = _jobs(config, screen, splits["train"])
     contents = {job.spec.label: job.key for job in reversed(jobs)}
@@ -252,7 +247,7 @@ def make_plan(config: RunConfig) -> Plan:
     warnings += [
         f"{' and '.join(sorted(same))} are the same embedding" for same in by_content.values() if len(same) > 1
     ]
-    scheme = _split_params(config)
+    scheme = _split_params(config.protocol)
     return Plan(
         config=config,
         screen=screen,
@@ -310,8 +305,19 @@ def task_record(planned: PlannedTask) -> dict[str, Any]:
     }
 
 
-def _split_params(config: RunConfig) -> dict[str, Any]:
-    given = config.protocol.split
+def split_screen(screen: Screen, protocol: Protocol) -> dict[str, Ints]:
+    """Row numbers of each split of the kept samples, as a protocol draws them."""
+    samples = screen.samples
+    return split(
+        samples.perturbations[samples.perturbation],
+        samples.batches[samples.batch],
+        samples.is_control,
+        **_split_params(protocol),
+    )
+
+
+def _split_params(protocol: Protocol) -> dict[str, Any]:
+    given = protocol.split
     return {
         "scheme": given.get("scheme", "paper"),
         "seed": given.get("seed", 42),
