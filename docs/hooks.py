@@ -13,6 +13,7 @@ from typing import Any
 from txeval.cli import build_parser
 from txeval.cli.base import find_commands
 from txeval.embed import list_embedders
+from txeval.embed.cards import SUPPORT, list_models
 from txeval.protocol import list_protocols, load_protocol
 from txeval.report.parameters import differences, effective
 from txeval.run.rows import DESCRIPTIONS
@@ -79,6 +80,30 @@ def embedders() -> str:
     return "\n\n".join(parts)
 
 
+def models() -> str:
+    parts = []
+    for support, meaning in SUPPORT.items():
+        chosen = [card for card in list_models() if card.support == support]
+        if not chosen:
+            continue
+        last = "not built in, since" if support == "by command" else "checked against"
+        rows = [
+            [
+                f"`{card.name}`",
+                card.summary,
+                card.genes,
+                card.scale,
+                card.dimensions,
+                f"{card.licence}. {card.citation}".strip(". "),
+                card.why or card.checked,
+            ]
+            for card in chosen
+        ]
+        header = ["model", "what it is", "genes", "scale", "dimensions", "licence, citation", last]
+        parts += [f"### {support.capitalize()}: {meaning}", _table(header, rows)]
+    return "\n\n".join(parts)
+
+
 def protocol_differences() -> str:
     protocols = [load_protocol(name) for name in list_protocols()]
     rows = [[f"`{name}`", *(f"`{json.dumps(v)}`" for v in values)] for name, values in differences(protocols)]
@@ -108,5 +133,5 @@ def commands() -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (levels, embedders, protocol_differences, protocol_paper, columns, commands)
+    for function in (levels, embedders, models, protocol_differences, protocol_paper, columns, commands)
 }

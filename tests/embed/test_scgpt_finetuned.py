@@ -102,7 +102,7 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
     monkeypatch.setattr(scgpt_finetuned, "train_step", killed)
     with pytest.raises(KeyboardInterrupt):
         run(weights, tmp_path / "killed", epochs=4)
-    kept = list((tmp_path / "killed").rglob("training.pt"))
+    kept = list((tmp_path / "killed").rglob("training-*.pt"))
     assert len(kept) == 1
     steps = []
     monkeypatch.setattr(scgpt_finetuned, "train_step", lambda *given, **named: steps.append(1) or step(*given, **named))
@@ -121,8 +121,9 @@ def test_an_interrupted_training_goes_on_to_the_same_result(
 
 
 def test_the_trained_model_is_a_checkpoint_of_scgpt(weights: Path, tmp_path: Path) -> None:
-    _, record = run(weights, tmp_path / "a")
-    folder = Path(record["trained_model"])
+    values, record = run(weights, tmp_path / "a", save=str(tmp_path / "kept"))
+    folder = tmp_path / "kept" / "seed-0"
+    assert record["trained_model"] == str(folder)
     files = scgpt.find_files(folder)
     settings, vocabulary = scgpt.load_settings(files), scgpt.load_vocabulary(files)
     trained, _ = scgpt.load_model(files, settings, vocabulary, decoder=True)
@@ -134,6 +135,10 @@ def test_the_trained_model_is_a_checkpoint_of_scgpt(weights: Path, tmp_path: Pat
     zero_shot = next(tiny for tiny in MODELS if tiny.id == "scgpt")
     embed(zero_shot, folder, make_adata(), tmp_path / "b")
     assert json.loads((folder / "finetuning.json").read_text())["settings"]["learning_rate"] == 1e-3
+    again, _ = run(weights, tmp_path / "c", save=str(tmp_path / "kept"))
+    assert np.array_equal(values, again)
+    with pytest.raises(InputError, match="trained with other data or settings"):
+        run(weights, tmp_path / "d", save=str(tmp_path / "kept"), decay=0.5)
 
 
 def test_unexpressed_genes_can_be_tokens(weights: Path, tmp_path: Path) -> None:

@@ -450,6 +450,7 @@ class FinetunedScGPT:
             "dropout": (-1.0, "dropout in training; -1: as in args.json (0.2)"),
             "valid_fraction": (0.1, "share of the train split that is validated on; the best epoch is kept"),
             "max_train": (0, "most samples of the train split that are used, drawn at random; 0: all"),
+            "save": ("", "folder to keep the trained model in, as weights for scgpt; default: it is not kept"),
         },
         needs="counts, normalized or log1p values; gene symbols; weights of scgpt",
         licence="code: MIT; weights: none stated",
@@ -518,14 +519,17 @@ class FinetunedScGPT:
         if options["max_train"] and len(rows) > options["max_train"]:
             draws = [stream(context.seed, "scgpt-finetuned", "sample", names[row]).random() for row in rows]
             rows = np.sort(rows[np.argsort(draws, kind="stable")[: options["max_train"]]])
-        folder = context.folder / f"{self.info.name}-{self._key(screen, options, files, context.seed, rows)}"
+        key = self._key(screen, options, files, context.seed, rows)
+        folder = context.folder / f"{self.info.name}-{key}"
+        if options["save"]:
+            folder = Path(options["save"]).expanduser() / f"seed-{context.seed}"
 
         def corpus() -> Iterator[Sample]:
             for part, counts in counts_of(rows):
                 yield from tokenized(expressed(counts), rows[part])
 
         model, keys, history = self._trained(
-            folder, files, settings, vocabulary, options, device, corpus, [names[row] for row in rows], context
+            folder, key, files, settings, vocabulary, options, device, corpus, [names[row] for row in rows], context
         )
 
         def encode(counts: Any, numbers: Ints) -> list[Item | None]:
@@ -573,7 +577,7 @@ class FinetunedScGPT:
                 else "samples of the train split",
                 "variable_genes": len(chosen),
                 "history": history,
-                "trained_model": str(folder),
+                "trained_model": str(folder) if options["save"] else "not kept",
                 "random_stream": "one for each sample, named by seed and "
                 + ("sample name" if screen.has_unique_names else "row of the file"),
             },
@@ -581,7 +585,7 @@ class FinetunedScGPT:
 
     def _key(self, screen: Screen, options: Mapping[str, Any], files: Files, seed: int, rows: Ints) -> str:
         """What the trained model depends on, in 16 digits."""
-        irrelevant = ("weights", "device", "batch_size", "min_gene_overlap")
+        irrelevant = ("weights", "device", "batch_size", "min_gene_overlap", "save")
         content = {
             **digests(files.all(), options),
             "options": {name: value for name, value in options.items() if name not in irrelevant},
@@ -595,6 +599,7 @@ class FinetunedScGPT:
     def _trained(
         self,
         folder: Path,
+        key: str,
         files: Files,
         settings: Settings,
         vocabulary: Mapping[str, int],
@@ -609,6 +614,11 @@ class FinetunedScGPT:
         model, keys = load_model(files, settings, vocabulary, decoder=True, dropout=dropout, device=device)
         done = folder / "finetuning.json"
         if done.is_file():
+            if load_json(done).get("key") != key:
+                raise InputError(
+                    f"{folder} holds a model trained with other data or settings",
+                    remedy="choose another folder with the option save, or remove this one",
+                )
             state = load_tensors(folder / "best_model.pt")
             model.load_state_dict({name: state[name] for name in model.state_dict()})
             return model.eval(), keys, dict(load_json(done))
@@ -638,11 +648,12 @@ class FinetunedScGPT:
             pad_value=settings.pad_value,
             mask_value=settings.mask_value,
             micro_batch=lambda length: max(1, _KEPT // (length * per_token)),
-            checkpoint=folder / "training.pt",
+            checkpoint=folder / f"training-{key}.pt",
             progress=context.progress,
         )
         corpus.close()
         report = {
+            "key": key,
             **asdict(history),
             "settings": asdict(training),
             "dropout": dropout,
@@ -652,7 +663,7 @@ class FinetunedScGPT:
             torch.save(model.state_dict(), path)
         shutil.copyfile(files.vocabulary, folder / "vocab.json")
         (folder / "args.json").write_text(json.dumps({**settings.raw, "max_seq_len": options["max_length"]}, indent=1))
-        (folder / "training.pt").unlink(missing_ok=True)
+        (folder / f"training-{key}.pt").unlink(missing_ok=True)
         with _whole(done) as path:
             path.write_text(json.dumps(report, indent=1))
         return model, keys, report
