@@ -135,13 +135,13 @@ def make_files(name: str, folder: Path) -> None:
     import pandas as pd
     import scipy.sparse as sp
 
-    from txeval import testing_models
+    from txeval import testing
 
     case = CASES[name]
     genes = [f"GENE{number}" for number in range(GENES)]
     weights = folder / (case.weights or name)
     if not weights.exists():
-        case.make(testing_models, weights, genes)
+        case.make(testing, weights, genes)
     rng = np.random.default_rng(0)
     for samples in (_fewer(case), case.samples):
         path = folder / f"{case.expressed}-{samples}.h5ad"
@@ -193,12 +193,12 @@ def measure_training(folder: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    from txeval import testing_models
+    from txeval import testing
     from txeval.embed import scgpt, scgpt_finetuned
 
     weights = folder / "scgpt"
     if not weights.exists():
-        _scgpt(testing_models, weights, [f"GENE{number}" for number in range(GENES)])
+        _scgpt(testing, weights, [f"GENE{number}" for number in range(GENES)])
     files = scgpt.find_files(weights)
     settings, vocabulary = scgpt.load_settings(files), scgpt.load_vocabulary(files)
     model, _ = scgpt.load_model(files, settings, vocabulary, decoder=True, dropout=0.2)
