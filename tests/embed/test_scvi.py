@@ -132,6 +132,18 @@ def test_same_seed_same_embedding(papalexi, new_context):
     assert np.abs(half - first).max() > 1e-3
 
 
+def test_the_order_of_the_file_does_not_matter(papalexi_file, papalexi, new_context, tmp_path):
+    adata = ad.read_h5ad(papalexi_file)
+    order = np.random.default_rng(0).permutation(adata.n_obs)
+    adata[order].copy().write_h5ad(tmp_path / "other.h5ad")
+    rows = train_rows(papalexi)
+    first = made(f"scvi@{TINY}", papalexi, new_context("a", train_rows=rows))
+    assert first.provenance["model"]["training_matrix"]["ordered_by"] == "sample name"
+    with open_screen(tmp_path / "other.h5ad", PAPALEXI) as other:
+        again = made(f"scvi@{TINY}", other, new_context("b", train_rows=train_rows(other))).values[:]
+    np.testing.assert_allclose(again, first.values[:][order], rtol=1e-5, atol=1e-6)
+
+
 def test_training_from_a_file_gives_the_same(papalexi, new_context, monkeypatch):
     options = {"latent": 6, "layers": 1, "hidden": 16, "max_epochs": 2, "genes": 100}
     one = train_scvi(papalexi, None, options, new_context("a"))

@@ -401,4 +401,7 @@ def test_rows_of_a_sparse_matrix(counts):
     rows = np.array([5, 0, 149, 5])
     data = SparseRows.of(counts)
     np.testing.assert_array_equal(data.dense(rows), counts[rows].toarray())
-    assert data.shape == counts.shape and data.nbytes == 8 * counts.nnz + 8 * 151
+    assert data.shape == counts.shape and data.nbytes == 8 * counts.nnz + 16 * 150
+    order = np.arange(150)[::-1]
+    turned = SparseRows(counts.data, counts.indices, counts.indptr.astype(np.int64), G, order)
+    np.testing.assert_array_equal(turned.dense(rows), counts[order[rows]].toarray())

@@ -200,15 +200,21 @@ def _training_matrix(
         context.progress(part.stop, len(rows), "scVI: reading the training samples")
     used = lengths > 0
     ends = np.concatenate([[0], np.cumsum(lengths[used])])
-    matrix = SparseRows(values[:end], columns[:end], ends, len(profiles.genes.genes))
+    kept, order, ordered_by = rows[used], None, "position in the file, since sample names are not unique"
+    if profiles.screen.has_unique_names:
+        # Minibatches are drawn by position: with that of the names, the order of the file does not matter.
+        order = np.argsort(profiles.screen.sample_names[kept].astype(str), kind="stable")
+        kept, ordered_by = kept[order], "sample name"
+    matrix = SparseRows(values[:end], columns[:end], ends, len(profiles.genes.genes), order)
     told = {
         "samples": matrix.shape[0],
         "genes": matrix.shape[1],
         "values": end,
         "bytes": matrix.nbytes,
         "held_in": "a memory-mapped file" if in_file else "memory",
+        "ordered_by": ordered_by,
     }
-    return matrix, rows[used], told
+    return matrix, kept, told
 
 
 def _architecture(options: Mapping[str, Any], genes: int, batches: int) -> Architecture:

@@ -219,14 +219,21 @@ class SparseRows:
     values, columns
         (nnz,) float32 and int32, row by row.
     ends
-        (n + 1,) int64: row i has the values from ends[i] to ends[i + 1].
+        (n + 1,) int64: the stored row i has the values from ends[i] to ends[i + 1].
     width
         Number of columns.
+    order
+        (n,) stored row that each row here is; None: as they are stored.
     """
 
-    def __init__(self, values: F32, columns: npt.NDArray[np.int32], ends: Ints, width: int) -> None:
+    def __init__(
+        self, values: F32, columns: npt.NDArray[np.int32], ends: Ints, width: int, order: Ints | None = None
+    ) -> None:
         # Slices of a memory map cost more than those of an array on the same memory.
-        self.values, self.columns, self.ends = np.asarray(values), np.asarray(columns), ends
+        self.values, self.columns = np.asarray(values), np.asarray(columns)
+        self.starts, self.stops = ends[:-1], ends[1:]
+        if order is not None:
+            self.starts, self.stops = self.starts[order], self.stops[order]
         self.shape = (len(ends) - 1, width)
 
     @classmethod
@@ -238,13 +245,13 @@ class SparseRows:
     @property
     def nbytes(self) -> int:
         """Bytes of its parts."""
-        return int(self.values.nbytes + self.columns.nbytes + self.ends.nbytes)
+        return int(self.values.nbytes + self.columns.nbytes + 16 * self.shape[0])
 
     def dense(self, rows: Ints) -> F32:
         """Rows as an array (m, width) float32."""
         out = np.zeros((len(rows), self.shape[1]), dtype=np.float32)
-        for row, start, end in zip(out, self.ends[rows].tolist(), self.ends[rows + 1].tolist(), strict=True):
-            row[self.columns[start:end]] = self.values[start:end]
+        for row, start, stop in zip(out, self.starts[rows].tolist(), self.stops[rows].tolist(), strict=True):
+            row[self.columns[start:stop]] = self.values[start:stop]
         return out
 
 
