@@ -74,15 +74,15 @@ CASES = {
         "geneformer-v1", 0.145, 1024, 48, _geneformer(width=256, layers=6, heads=4, hidden=512), weights="geneformer-v1"
     ),
     "geneformer-v2-104m 2048": Case(
-        "geneformer-v2-104m", 4.2, 3000, 4,
+        "geneformer-v2-104m", 4.2, 3000, 6,
         _geneformer(version=2, width=768, layers=12, heads=12, hidden=3072), {"max_length": 2048}, "geneformer-v2-104m",
     ),
     "geneformer-v2-104m 4096": Case(
-        "geneformer-v2-104m", 12.8, 6000, 3,
+        "geneformer-v2-104m", 12.8, 6000, 4,
         _geneformer(version=2, width=768, layers=12, heads=12, hidden=3072), {}, "geneformer-v2-104m",
     ),
     "geneformer-v2-316m 2048": Case(
-        "geneformer-v2-316m", 12.5, 3000, 3,
+        "geneformer-v2-316m", 12.5, 3000, 4,
         _geneformer(version=2, width=1152, layers=18, heads=18, hidden=4608), {"max_length": 2048},
     ),
     "scgpt 1200": Case("scgpt", 0.72, 2500, 16, _scgpt, weights="scgpt"),
@@ -95,7 +95,7 @@ CASES = {
         {"mask": "bool"}, "uce-4l",
     ),
     "uce-33l": Case(
-        "uce-33l", 11.8, 4000, 3,
+        "uce-33l", 11.8, 4000, 4,
         lambda testing, folder, genes: testing.make_tiny_uce(folder, genes, model="uce-33l", layers=33, **_UCE),
     ),
     "cellplm": Case(
@@ -109,6 +109,9 @@ CASES = {
     ),
 }  # fmt: skip
 
+
+#: The fine-tuning step, which is no embedding: two samples, so that the fixed cost of the optimiser weighs much.
+TRAINING = "scgpt training step 1536"
 
 #: (length, layers, width, heads, hidden) of what plain torch is timed on.
 PLAIN = {
@@ -132,13 +135,13 @@ def make_files(name: str, folder: Path) -> None:
     import pandas as pd
     import scipy.sparse as sp
 
-    from txeval import testing_models
+    from txeval import testing
 
     case = CASES[name]
     genes = [f"GENE{number}" for number in range(GENES)]
     weights = folder / (case.weights or name)
     if not weights.exists():
-        case.make(testing_models, weights, genes)
+        case.make(testing, weights, genes)
     rng = np.random.default_rng(0)
     for samples in (_fewer(case), case.samples):
         path = folder / f"{case.expressed}-{samples}.h5ad"
@@ -152,7 +155,7 @@ def make_files(name: str, folder: Path) -> None:
 
 
 def _fewer(case: Case) -> int:
-    return max(1, case.samples // 4)
+    return max(2, case.samples // 4)
 
 
 def measure(name: str, samples: int, folder: Path) -> None:
@@ -182,6 +185,38 @@ def measure(name: str, samples: int, folder: Path) -> None:
             "dim": made.shape[1],
         }
     print(json.dumps(result))
+
+
+def measure_training(folder: Path) -> None:
+    """Print CPU seconds per sample of a fine-tuning step of scGPT on two samples of 1,536 tokens."""
+    import numpy as np
+    import torch
+
+    torch.set_num_threads(1)
+    from txeval import testing
+    from txeval.embed import scgpt, scgpt_finetuned
+
+    weights = folder / "scgpt"
+    if not weights.exists():
+        _scgpt(testing, weights, [f"GENE{number}" for number in range(GENES)])
+    files = scgpt.find_files(weights)
+    settings, vocabulary = scgpt.load_settings(files), scgpt.load_vocabulary(files)
+    model, _ = scgpt.load_model(files, settings, vocabulary, decoder=True, dropout=0.2)
+    model.train()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5)
+    rng = np.random.default_rng(0)
+    items = []
+    for _ in range(2):
+        tokens = np.concatenate([[vocabulary["<cls>"]], rng.permutation(GENES)[:1535]]).astype(np.int32)
+        values = np.concatenate([[0], rng.integers(1, 51, 1535)]).astype(np.int16)
+        items.append((tokens, scgpt_finetuned.mask_values(values, rng), values))
+    batch = scgpt_finetuned.make_batch(items, pad_token=vocabulary["<pad>"])
+    times = []
+    for _ in range(3):
+        start = time.process_time()
+        scgpt_finetuned.train_step(model, optimizer, batch, micro_batch=1)
+        times.append(time.process_time() - start)
+    print(json.dumps({"cpu": sum(times[1:]) / len(times[1:]) / len(items), "peak": _peak()}))
 
 
 def measure_plain(name: str) -> None:
@@ -239,7 +274,7 @@ def _child(*arguments: object) -> str:
 def main() -> None:
     """Measure the cases asked for and print a table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("names", nargs="*", help=f"cases to measure (default: all): {', '.join(CASES)}")
+    parser.add_argument("names", nargs="*", help=f"cases to measure (default: all): {', '.join([*CASES, TRAINING])}")
     parser.add_argument("--folder", type=Path, help="where the files are made and kept; default: a temporary folder")
     parser.add_argument("--do", nargs=2, metavar=("STEP", "SAMPLES"), help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -247,6 +282,8 @@ def main() -> None:
         step, samples = options.do
         if step == "make":
             make_files(options.names[0], options.folder)
+        elif step == "train":
+            measure_training(options.folder)
         elif step == "plain":
             measure_plain(options.names[0])
         else:
@@ -257,7 +294,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder = options.folder or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        for name in options.names or CASES:
+        for name in options.names or [*CASES, TRAINING]:
+            if name == TRAINING:
+                found = json.loads(_child(name, "--folder", folder, "--do", "train", 0))
+                print(
+                    f"{name:26} {'':5} {found['cpu']:9.4f} {'':9} {'':6} {10.5:9.4f} {'':9} {found['peak']:8.2f}",
+                    flush=True,
+                )
+                continue
             case = CASES[name]
             _child(name, "--folder", folder, "--do", "make", 0)
             runs = [

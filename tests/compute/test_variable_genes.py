@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 import anndata as ad
 import numpy as np
+import pandas as pd
 import pytest
 import scipy.sparse as sp
 from hypothesis import given, settings
@@ -79,3 +82,46 @@ def test_groups_have_equal_width_and_a_lone_gene_scores_one() -> None:
     log = np.log(np.arange(1.0, 11.0))
     np.testing.assert_allclose(score[:10], (log - log.mean()) / log.std(ddof=1), rtol=1e-12)
     assert score[10] == pytest.approx(1.0)
+
+
+def quantile_choice(blocks: Iterable[Any], g: int, n_top: int) -> np.ndarray:
+    return variable_genes(gene_moments(blocks, g), n_top, flavour="cell_ranger")
+
+
+def cell_ranger(x: np.ndarray, n_top: int) -> np.ndarray:
+    """scanpy 1.11, `highly_variable_genes(flavor="cell_ranger")`, written down again on a data frame."""
+    mean, variance = x.mean(axis=0), x.var(axis=0, ddof=1)
+    mean = np.where(mean == 0, 1e-12, mean)
+    frame = pd.DataFrame({"mean": mean, "dispersion": variance / mean})
+    edges = np.r_[-np.inf, np.unique(np.percentile(mean, np.arange(10, 105, 5))), np.inf]
+    groups = frame.groupby(pd.cut(frame["mean"], edges), observed=True)["dispersion"]
+    median = groups.transform("median")
+    deviation = groups.transform(lambda values: (values - values.median()).abs().median() / 0.6744897501960817)
+    score = (frame["dispersion"] - median) / deviation
+    return np.sort(np.argsort(-score.to_numpy(), kind="stable")[:n_top])
+
+
+@pytest.mark.parametrize("n_top", [1, 20, 150])
+def test_cell_ranger_agrees_with_the_definition(n_top: int) -> None:
+    rng = np.random.default_rng(0)
+    x = rng.poisson(rng.gamma(0.5, 3.0, 400) * rng.gamma(2.0, 0.5, (300, 1)), (300, 400))
+    logged = np.log1p(x / x.sum(axis=1, keepdims=True) * 1e4)
+    wanted = cell_ranger(logged, n_top)
+    for size in (300, 37, 1):
+        blocks = (sp.csr_matrix(logged[low : low + size]) for low in range(0, 300, size))
+        assert np.array_equal(quantile_choice(blocks, 400, n_top), wanted)
+    assert np.array_equal(quantile_choice([logged], 400, n_top), wanted)
+
+
+def test_all_where_there_are_no_more() -> None:
+    assert quantile_choice([np.ones((3, 4))], 4, 10).tolist() == [0, 1, 2, 3]
+
+
+def test_constant_and_silent_genes_are_not_chosen() -> None:
+    rng = np.random.default_rng(1)
+    x = np.zeros((50, 60))
+    x[:, :20] = rng.gamma(1.0, 2.0, (50, 20))
+    x[:, 20:40] = 3.0
+    chosen = quantile_choice([x], 60, 6)
+    assert set(chosen) <= set(range(20))
+    assert np.array_equal(chosen, np.unique(chosen))

@@ -58,7 +58,7 @@ def written(golden: Golden, folder: Path, *columns: str, batch: bool = False, ro
     obs["label"] = np.resize(["control", "a", "b"], adata.n_obs)
     made = ad.AnnData(golden.counts(), obs=obs, var=adata.var[list(columns)].copy(), layers=dict(adata.layers))
     path = folder / "screen.h5ad"
-    made[:rows].write_h5ad(path)
+    made[:rows].copy().write_h5ad(path)
     return path
 
 

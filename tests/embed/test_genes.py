@@ -6,12 +6,14 @@ import json
 import pickle
 from pathlib import Path
 
+import anndata as ad
 import numpy as np
 import pytest
 import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from txeval.embed.checkpoints import load_table
 from txeval.embed.genes import looks_like_ensembl, match_genes, read_aliases, without_version
 from txeval.errors import InputError
 
@@ -174,3 +176,20 @@ def test_the_real_geneformer_table_maps_symbols(data_dir: Path) -> None:
     table = read_aliases(data_dir / "model_assets" / "geneformer" / "gene_name_id_dict.pkl")
     assert len(table) == 40_248
     assert table["TP53"] == "ENSG00000141510"
+
+
+def test_real_genes_are_found_in_the_real_vocabularies(data_dir: Path) -> None:
+    """Symbols of two screens in the vocabularies of the released models, through the models' own tables."""
+    assets = data_dir / "model_assets"
+    scgpt = load_table(assets / "scgpt" / "scgpt_human_vocab.json", int)
+    tokens = load_table(assets / "geneformer" / "token_dictionary.pkl", int)
+    symbols = load_table(assets / "geneformer" / "gene_name_id_dict.pkl", str)
+    config = json.loads((assets / "cellplm" / "20230926_85M.config.json").read_text())
+    for screen, least in (("papalexi2021_thp1_ecciteseq_299genes", 0.8), ("norman2019_k562_crispra_500hvg", 0.88)):
+        names = ad.read_h5ad(data_dir / f"{screen}.h5ad", backed="r").var_names
+        assert match_genes(names, scgpt).fraction > 0.9
+        assert match_genes(names, tokens, tables={"symbol": symbols}).fraction > least
+        by_alias = match_genes(names, config["gene_list"], aliases=symbols)
+        assert by_alias.fraction > least
+        assert by_alias.ways == {"alias": len(by_alias.genes)}
+        assert match_genes(names, config["gene_list"]).fraction == 0

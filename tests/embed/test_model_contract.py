@@ -65,7 +65,7 @@ def test_one_row_per_sample_in_order_and_a_record(tiny: Tiny, weights: Path, tmp
     assert record["weights"]["tensors"]["missing"] == record["weights"]["tensors"]["unexpected"] == []
     assert record["device"] == "cpu"
     assert record["seconds"] >= 0
-    assert record["untrained"] and record["note"].startswith("untrained")
+    assert record["untrained"] and record["notes"][0].startswith("untrained")
     assert record["options"]["min_gene_overlap"] == 0.2
     assert bool(record.get("depends_on_batch_mates")) == (tiny.mates and tiny.name != "scgpt-finetuned")
 
@@ -107,7 +107,7 @@ def test_batch_size_does_not_matter_or_is_said_to(tiny: Tiny, weights: Path, tmp
     else:
         assert np.abs(values - again).max() > 100 * CLOSE
         assert record["depends_on_batch_mates"]
-        assert str(batch_size) in record["note"]
+        assert any(str(batch_size) in note for note in record["notes"])
 
 
 def test_micro_batches_do_not_matter(

@@ -15,7 +15,7 @@ import scipy.sparse as sp
 from txeval.compute.arrays import take_rows
 from txeval.data import Roles, open_screen
 from txeval.embed import EmbeddingContext, EmbeddingSpec, make_embedding
-from txeval.testing_models import make_tiny_cellplm, make_tiny_geneformer, make_tiny_scgpt, make_tiny_uce
+from txeval.testing import make_tiny_cellplm, make_tiny_geneformer, make_tiny_scgpt, make_tiny_uce
 
 GENES = [f"GENE{number:03d}" for number in range(40)]
 #: Genes that no model knows, at the end of every screen.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -12,7 +12,7 @@ import scipy.sparse as sp
 
 from txeval.compute.arrays import F64, Ints
 
-__all__ = ["GeneMoments", "gene_moments", "normalised_dispersions", "variable_genes"]
+__all__ = ["GeneMoments", "gene_moments", "normalised_dispersions", "quantile_dispersions", "variable_genes"]
 
 #: Groups of genes of similar mean, as in Seurat and scanpy.
 BINS = 20
@@ -101,15 +101,47 @@ def normalised_dispersions(moments: GeneMoments) -> F64:
     return score
 
 
-def variable_genes(moments: GeneMoments, n_top: int) -> Ints:
-    """Columns of the most variable genes, by `normalised_dispersions`.
+def quantile_dispersions(moments: GeneMoments) -> F64:
+    """Dispersion of each gene relative to genes of similar mean (Zheng et al. 2017; scanpy's flavour "cell_ranger").
+
+    d = variance / mean; genes are put into 20 groups by quantiles of their mean, and score = (d - median of the group)
+    / median absolute deviation of the group, scaled to a standard deviation. Where that deviation is 0, genes above the
+    group's median come first.
 
     Parameters
     ----------
     moments
-        Of depth-normalised expression.
+        Of log-normalised expression.
+
+    Returns
+    -------
+    (g,) float64
+    """
+    mean = np.where(moments.mean == 0, 1e-12, moments.mean)
+    dispersion = moments.variance / mean
+    edges = np.unique(np.percentile(mean, np.arange(10, 105, 5)))
+    # Groups are closed on the right, as in pandas.cut.
+    group = np.searchsorted(edges, mean, side="left")
+    score = np.empty_like(mean)
+    for label in np.unique(group):
+        own = group == label
+        centred = dispersion[own] - np.median(dispersion[own])
+        deviation = np.median(np.abs(centred)) / 0.6744897501960817
+        score[own] = centred / deviation if deviation > 0 else np.where(centred > 0, np.inf, 0.0)
+    return score
+
+
+def variable_genes(moments: GeneMoments, n_top: int, *, flavour: Literal["seurat", "cell_ranger"] = "seurat") -> Ints:
+    """Columns of the most variable genes.
+
+    Parameters
+    ----------
+    moments
+        Of depth-normalised expression for "seurat", of its logarithm for "cell_ranger".
     n_top
         How many; of equal scores the first columns are taken.
+    flavour
+        Score: `normalised_dispersions` or `quantile_dispersions`.
 
     Returns
     -------
@@ -118,6 +150,6 @@ def variable_genes(moments: GeneMoments, n_top: int) -> Ints:
     """
     if n_top >= len(moments.mean):
         return np.arange(len(moments.mean), dtype=np.int64)
-    score = normalised_dispersions(moments)
+    score = (normalised_dispersions if flavour == "seurat" else quantile_dispersions)(moments)
     order = np.argsort(np.where(np.isnan(score), np.inf, -score), kind="stable")
     return np.sort(order[: min(n_top, int(np.sum(~np.isnan(score))))]).astype(np.int64)

@@ -97,7 +97,8 @@ class Embedding:
     values
         (n, d), any floating type, rows in the order of the kept samples; memory-mapped where it is large.
     provenance
-        Plain data: source, settings, what was aligned how, what was filled in; printed in the manifest.
+        Plain data: source, settings, what was aligned how, what was filled in; printed in the manifest. Its `notes`
+        stand in every score of the embedding, its `warnings` are printed by the run.
     """
 
     values: Rows

@@ -320,8 +320,6 @@ def describe(
         **(more or {}),
     }
     untrained = any((file.parent / UNTRAINED).is_file() for file in files)
-    notes = ["untrained: the weights are random, for tests"] * untrained + [note] * bool(note)
     provenance["untrained"] = untrained
-    if notes:
-        provenance["note"] = "; ".join(notes)
+    provenance["notes"] = ["untrained: the weights are random, for tests"] * untrained + [note] * bool(note)
     return Embedding(NpyRows(path), provenance)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from txeval.compute.arrays import F32, Ints
 from txeval.compute.random import stream, stream_seed
+from txeval.compute.variable_genes import gene_moments, variable_genes
 from txeval.data.scale import require_scale
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
 from txeval.embed.checkpoints import load_json, load_tensors, weights_folder
@@ -51,7 +52,6 @@ from txeval.embed.scgpt import (
     load_vocabulary,
     match,
 )
-from txeval.embed.variable_genes import variable_genes
 from txeval.errors import InputError
 
 if TYPE_CHECKING:
@@ -496,7 +496,7 @@ class FinetunedScGPT:
         chosen = np.arange(len(tokens))
         if 0 < options["n_hvg"] < len(tokens):
             logged = (log_normalise(counts, screen.scale) for _, counts in counts_of(rows))
-            chosen = variable_genes(logged, len(tokens), options["n_hvg"])
+            chosen = variable_genes(gene_moments(logged, len(tokens)), options["n_hvg"], flavour="cell_ranger")
         own = tokens[chosen]
         all_tokens = own if options["include_zeros"] else None
 

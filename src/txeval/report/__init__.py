@@ -2,7 +2,7 @@
 
 from txeval.report.layout import detail_grids, full_grids, summary_grids
 from txeval.report.render import FORMATS, print_grids, to_csv, to_latex, to_markdown
-from txeval.report.tables import BASELINES, aggregate, full, holes, left_out, remarks, summary
+from txeval.report.tables import BASELINES, aggregate, full, holes, left_out, mark_untrained, remarks, summary
 
 __all__ = [
     "BASELINES",
@@ -13,6 +13,7 @@ __all__ = [
     "full_grids",
     "holes",
     "left_out",
+    "mark_untrained",
     "print_grids",
     "remarks",
     "summary",

@@ -483,3 +483,12 @@ def remarks(scores: pd.DataFrame) -> pd.DataFrame:
             found[key] = found.get(key, 0) + 1
     rows = [(*key, number) for key, number in found.items()]
     return pd.DataFrame(rows, columns=["dataset", "protocol", "task", "note", "n_rows"])
+
+
+def mark_untrained(scores: pd.DataFrame) -> pd.DataFrame:
+    """Score rows whose model labels say so where the weights were never trained (any note that says "untrained:")."""
+    said = scores["notes"].fillna("").str.contains("untrained:", regex=False)
+    models = set(scores.loc[said, "model"])
+    marked = scores.copy()
+    marked["model"] = [f"{model} (untrained)" if model in models else model for model in scores["model"]]
+    return marked

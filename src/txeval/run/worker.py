@@ -322,7 +322,9 @@ class Worker:
             threads=1,
         )
         result = run_task(task, inputs, metrics)
-        notes = []
+        # What an embedder wants every score of it to say, such as that its weights were never trained.
+        about = self.store.embedding_about(cell.embedding.key).get("provenance", {})
+        notes = [str(note) for note in about.get("notes", [])]
         if len(fitted.fallback_batches):
             names = [str(samples.batches[code]) for code in fitted.fallback_batches]
             shown = ", ".join(names[:10]) + (f", and {len(names) - 10} more" if len(names) > 10 else "")

@@ -59,10 +59,12 @@ def _run(args: argparse.Namespace) -> int:
         if args.format == "terminal":
             show_summary(scores, output_console(plain=args.plain), metrics=metrics)
             return 0
+        scores = report.mark_untrained(scores)
         if args.format == "csv":
             sys.stdout.write(report.to_csv(report.summary(scores, metrics=metrics)))
             return 0
         return _write(report.summary_grids(scores, metrics=metrics), args)
+    scores = report.mark_untrained(scores)
     task = None if args.table in ("summary", "full") else args.table
     tasks = list(dict.fromkeys(scores["task"]))
     if task is not None and task not in tasks:
@@ -105,6 +107,7 @@ def show_summary(scores: pd.DataFrame, console: Console, *, metrics: list[str] |
     from txeval import report
     from txeval.report.layout import clean
 
+    scores = report.mark_untrained(scores)
     report.print_grids(report.summary_grids(scores, metrics=metrics), console)
     failed, less, said = report.holes(scores), report.left_out(scores), report.remarks(scores)
     several = scores[["dataset", "protocol"]].drop_duplicates().shape[0] > 1
