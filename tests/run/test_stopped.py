@@ -30,8 +30,8 @@ def undisturbed(screen_file: Path, tmp_path_factory: pytest.TempPathFactory) -> 
 
 
 def gone(children: list[psutil.Process]) -> bool:
-    """Whether all these processes end within five seconds."""
-    _, alive = psutil.wait_procs(children, timeout=5)
+    """Whether all these processes end within a minute: loaded machines take their time."""
+    _, alive = psutil.wait_procs(children, timeout=60)
     return not alive
 
 
@@ -70,7 +70,7 @@ def test_stopped_by_hand(
         children = psutil.Process(process.pid).children(recursive=True)
         begin = time.monotonic()
         process.send_signal(number)
-        stdout, stderr = process.communicate(timeout=30)
+        stdout, stderr = process.communicate(timeout=120)
         assert time.monotonic() - begin < 10
         assert process.returncode == 130, stderr
         assert "cells are left; the same command goes on" in stdout
