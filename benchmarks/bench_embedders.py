@@ -83,7 +83,7 @@ CASES = {
     ),
     "geneformer-v2-316m 2048": Case(
         "geneformer-v2-316m", 12.5, 3000, 4,
-        _geneformer(version=2, width=1152, layers=18, heads=18, hidden=4608), {"max_length": 2048},
+        _geneformer(version=2, size="316M", width=1152, layers=18, heads=18, hidden=4608), {"max_length": 2048},
     ),
     "scgpt 1200": Case("scgpt", 0.72, 2500, 16, _scgpt, weights="scgpt"),
     "scgpt 1536": Case("scgpt", 1.04, 2500, 16, _scgpt, {"max_length": 1536}, "scgpt"),

@@ -52,8 +52,8 @@ class Tiny:
         return self.name != "cellplm" and self.options.get("mask") != "official"
 
 
-def _geneformer(version: Any) -> Callable[[Path, Sequence[str]], Path]:
-    return lambda folder, genes: make_tiny_geneformer(folder, genes, version=version)
+def _geneformer(version: Any, **sizes: Any) -> Callable[[Path, Sequence[str]], Path]:
+    return lambda folder, genes: make_tiny_geneformer(folder, genes, version=version, **sizes)
 
 
 def _uce_33l(folder: Path, genes: Sequence[str]) -> Path:
@@ -68,6 +68,7 @@ MODELS = [
     Tiny("geneformer-v1-last", "geneformer-v1", _geneformer(1), {"layer": 0, "max_length": 16}, draws=False),
     Tiny("geneformer-v2", "geneformer-v2-104m", _geneformer(2), draws=False),
     Tiny("geneformer-v2-cls", "geneformer-v2-104m", _geneformer(2), {"pooling": "cls", "max_length": 12}, draws=False),
+    Tiny("geneformer-v2-316m", "geneformer-v2-316m", _geneformer(2, size="316M", layers=4), draws=False),
     Tiny("scgpt", "scgpt", make_tiny_scgpt, scales=_RANKS),
     Tiny("scgpt-short", "scgpt", make_tiny_scgpt, {"max_length": 10, "pooling": "mean"}, scales=_RANKS),
     Tiny("scgpt-finetuned", "scgpt-finetuned", make_tiny_scgpt, _TRAINING, mates=True, scales=_RANKS),

@@ -79,6 +79,7 @@ def make_tiny_geneformer(
     genes: Sequence[str],
     *,
     version: Literal[1, 2] = 1,
+    size: Literal["10M", "104M", "316M", ""] = "",
     retired: Mapping[str, str] | None = None,
     width: int = 16,
     layers: int = 3,
@@ -92,6 +93,8 @@ def make_tiny_geneformer(
     ----------
     genes
         Symbols (which get made-up Ensembl ids) or Ensembl ids of the vocabulary.
+    size
+        Name of the model's folder, `Geneformer-V2-316M` and so on; default: 10M for version 1, 104M for version 2.
     retired
         Retired Ensembl id -> gene.
     width, layers, heads, hidden
@@ -136,7 +139,7 @@ def make_tiny_geneformer(
         "type_vocab_size": 2,
         "vocab_size": len(tokens),
     }
-    home = folder / ("Geneformer-V1-10M" if version == 1 else "Geneformer-V2-104M")
+    home = folder / f"Geneformer-V{version}-{size or ('10M' if version == 1 else '104M')}"
     _json(home / "config.json", config)
     w = _Weights(seed)
     w.table("bert.embeddings.word_embeddings.weight", len(tokens), width)
