@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from txeval.compute.arrays import BLOCK_ELEMENTS, F64, Ints, Rows
+from txeval.compute.arrays import BLOCK_ELEMENTS, Ints, Rows
 from txeval.compute.groups import checked_matrix, read_rows
 
 __all__ = ["lower_count", "pair_cosines", "pair_position", "ranking_scores", "tail_thresholds", "upper_count"]
@@ -150,8 +150,3 @@ def ranking_scores(ordered: Array, values: Array) -> tuple[float, float]:
     precision = found / (total - less[order][last])
     average = float(np.diff(found, prepend=0) @ precision) / positives
     return float(auroc), average
-
-
-def sorted_values(values: Array) -> F64 | Array:
-    """All values in ascending order (a copy)."""
-    return np.sort(values)

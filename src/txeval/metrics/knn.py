@@ -15,7 +15,7 @@ from txeval.compute.neighbours import NeighbourIndex, at_least_one, finite_rows
 from txeval.compute.pca import principal_axes
 from txeval.errors import InputError, NotComputable
 
-__all__ = ["ClassRanks", "codes_in", "commonest_share", "knn_accuracy", "true_class_ranks"]
+__all__ = ["ClassRanks", "codes_in", "commonest_share", "constant_accuracy", "knn_accuracy", "true_class_ranks"]
 
 #: Added to every distance before it divides 1, so that duplicates have a finite vote.
 _SOFTENING = 1e-5
@@ -162,7 +162,12 @@ def commonest_share(train_codes: Ints, test_codes: Ints, n_classes: int, top: in
 
     That is the accuracy of the best constant answer.
     """
-    commonest = np.argsort(-np.bincount(train_codes, minlength=n_classes), kind="stable")[:top]
+    return constant_accuracy(np.bincount(train_codes, minlength=n_classes), test_codes, top)
+
+
+def constant_accuracy(train_counts: Ints, test_codes: Ints, top: int = 1) -> float:
+    """Top-`top` accuracy of always answering the classes with the most training samples; see `commonest_share`."""
+    commonest = np.argsort(-train_counts, kind="stable")[:top]
     return float(np.isin(test_codes, commonest).mean())
 
 

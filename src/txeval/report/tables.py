@@ -144,15 +144,7 @@ def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(made, columns=_AGGREGATED)
 
 
-_AGGREGATED = [
-    *TABLE,
-    *_CELL,
-    "value",
-    "sd",
-    "n_seeds",
-    "n_failed",
-    "deterministic",
-    "reason",
+_OPTIONAL = (
     "chance",
     "chance_low",
     "chance_high",
@@ -165,6 +157,18 @@ _AGGREGATED = [
     "group",
     "left_out",
     "notes",
+)
+
+_AGGREGATED = [
+    *TABLE,
+    *_CELL,
+    "value",
+    "sd",
+    "n_seeds",
+    "n_failed",
+    "deterministic",
+    "reason",
+    *_OPTIONAL,
 ]
 
 
@@ -258,22 +262,6 @@ def _spread_failures(scores: pd.DataFrame) -> pd.DataFrame:
     failed = rows[whole].drop(columns="subset").merge(named, on=group, how="left")
     failed["subset"] = failed["subset"].map(_text)
     return pd.concat([rows[~whole], failed[rows.columns]], ignore_index=True)
-
-
-_OPTIONAL = (
-    "chance",
-    "chance_low",
-    "chance_high",
-    "low",
-    "high",
-    "interval_unit",
-    "interval_note",
-    "n_samples",
-    "n_groups",
-    "group",
-    "left_out",
-    "notes",
-)
 
 
 def post_position(post: str) -> tuple[int, str]:

@@ -14,6 +14,7 @@ from typing import Any, Literal, get_args
 import yaml
 
 from txeval.data import Roles
+from txeval.data.scale import SCALES
 from txeval.embed import parse_spec, rebase, resolve
 from txeval.embed.base import EmbeddingSpec
 from txeval.embed.spec import is_precomputed
@@ -23,15 +24,12 @@ from txeval.protocol import Protocol, list_protocols, load_protocol, parse_yaml
 from txeval.tasks.base import Params, Task
 from txeval.tasks.registry import get_task, list_tasks, task_params
 
-__all__ = ["OVERWRITE", "SCALES", "Overwrite", "RunConfig", "build_config", "check_config", "load_config"]
+__all__ = ["OVERWRITE", "Overwrite", "RunConfig", "build_config", "check_config", "load_config"]
 
 Overwrite = Literal["never", "missing", "always"]
 
 #: What to do with scores that the results folder holds already.
 OVERWRITE: tuple[Overwrite, ...] = get_args(Overwrite)
-
-#: Scales that values can be declared to have.
-SCALES = ("counts", "normalized", "log1p", "continuous")
 
 #: The embedder of the baseline that is added to every run.
 BASELINE = "random"

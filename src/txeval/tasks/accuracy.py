@@ -11,6 +11,7 @@ import pandas as pd
 from txeval.compute.arrays import Ints, Strings
 from txeval.compute.intervals import RatioUnits
 from txeval.errors import NotComputable
+from txeval.metrics.knn import constant_accuracy
 from txeval.tasks.base import Score
 
 __all__ = ["Ranked", "accuracy", "balanced_accuracy", "perturbation_table"]
@@ -46,13 +47,12 @@ def accuracy(ranked: Ranked, top: int) -> Score:
         raise NotComputable("no sample to score: the test split is empty")
     n_classes = len(ranked.classes)
     hits = (ranked.rank < top).astype(np.float64)
-    commonest = np.argsort(-ranked.train_counts, kind="stable")[:top]
     per_class = np.bincount(ranked.truth, weights=hits, minlength=n_classes).astype(np.float64)
     counts = np.bincount(ranked.truth, minlength=n_classes).astype(np.float64)
     tested = counts > 0
     return Score(
         value=float(hits.mean()),
-        chance=float(np.isin(ranked.truth, commonest).mean()),
+        chance=constant_accuracy(ranked.train_counts, ranked.truth, top),
         n_samples=len(hits),
         n_groups=int(tested.sum()),
         group="perturbation",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -237,8 +237,3 @@ def run_task(task: Task, inputs: TaskInputs, metrics: Sequence[Metric]) -> TaskR
         scores.extend((metric, score) for score in ([found] if isinstance(found, Score) else found))
     details = dict(task.details(prepared)) if task.details is not None else {}
     return TaskResult(scores, details)
-
-
-def with_note(score: Score, note: str) -> Score:
-    """Copy of a score with one more note."""
-    return replace(score, notes=(*score.notes, note))
