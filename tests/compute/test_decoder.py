@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from txeval.compute.decoder import KINDS, Decoder, fit_decoder, hidden_widths, learning_rate
+from txeval.compute.decoder import KINDS, Decoder, fit_decoder, hidden_widths
+from txeval.compute.schedule import learning_rate
 from txeval.errors import InputError, NotComputable
 
 

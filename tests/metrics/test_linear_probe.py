@@ -13,11 +13,11 @@ from sklearn.preprocessing import StandardScaler
 
 import txeval.compute.softmax as kernels
 from txeval.compute.groups import canonical_order
+from txeval.compute.schedule import learning_rates
 from txeval.compute.softmax import (
     LinearClassifier,
     fit_lda,
     fit_softmax,
-    learning_rates,
     softmax_gradients,
     standardisation,
     true_class_ranks_of,

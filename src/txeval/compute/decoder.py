@@ -15,9 +15,10 @@ import torch
 from txeval.compute.arrays import F32, F64, Ints, Rows, row_blocks, take_rows
 from txeval.compute.groups import checked_matrix, read_rows
 from txeval.compute.random import stream, stream_seed
+from txeval.compute.schedule import learning_rates
 from txeval.errors import InputError, NotComputable, unknown
 
-__all__ = ["KINDS", "Decoder", "DecoderKind", "Targets", "fit_decoder", "hidden_widths", "learning_rate"]
+__all__ = ["KINDS", "Decoder", "DecoderKind", "Targets", "fit_decoder", "hidden_widths"]
 
 DecoderKind = Literal["linear", "mlp", "least_squares"]
 
@@ -121,14 +122,6 @@ def hidden_widths(kind: DecoderKind, d: int, g: int, hidden: int | Sequence[int]
     return widths
 
 
-def learning_rate(epoch: int, epochs: int, *, lr: float, warmup_epochs: int, warmup_lr: float) -> float:
-    """Learning rate of an epoch: linear from `warmup_lr` to `lr`, then half a cosine towards 0 at `epochs`."""
-    warmup = min(warmup_epochs, epochs)
-    if epoch < warmup:
-        return warmup_lr + epoch * (lr - warmup_lr) / max(1, warmup - 1)
-    return 0.5 * lr * (1 + math.cos(math.pi * (epoch - warmup) / max(1, epochs - warmup)))
-
-
 def fit_decoder(
     X: Rows,
     targets: Targets,
@@ -163,7 +156,7 @@ def fit_decoder(
     hidden
         See `hidden_widths`.
     epochs, batch_size, lr, weight_decay, warmup_epochs, warmup_lr
-        Of the training; see `learning_rate`. The last minibatch of an epoch may be smaller.
+        Of the training; see `learning_rates`. The last minibatch of an epoch may be smaller.
     seed
         Of the initial weights and of the order of the samples.
     device
@@ -197,10 +190,7 @@ def fit_decoder(
         rows,
         kind,
         hidden,
-        [
-            learning_rate(epoch, epochs, lr=lr, warmup_epochs=warmup_epochs, warmup_lr=warmup_lr)
-            for epoch in range(epochs)
-        ],
+        learning_rates(epochs, lr=lr, warmup_epochs=min(warmup_epochs, epochs), warmup_lr=warmup_lr).tolist(),
         batch_size,
         weight_decay,
         seed,

@@ -19,7 +19,6 @@ __all__ = [
     "LinearClassifier",
     "fit_lda",
     "fit_softmax",
-    "learning_rates",
     "softmax_gradients",
     "standardisation",
     "true_class_ranks_of",
@@ -50,23 +49,6 @@ class LinearClassifier:
     shift: F32 | None = None
     spread: F32 | None = None
     steps: int = 0
-
-
-def learning_rates(epochs: int, *, lr: float, warmup_epochs: int = 0, warmup_lr: float = 0.0) -> F64:
-    """Learning rate of every epoch: linear warm-up, then a cosine to 0.
-
-    With W warm-up epochs of E, epoch e (from 0) has warmup_lr + e (lr - warmup_lr) / (W - 1) for e < W, and
-    lr (1 + cos(pi (e - W) / (E - W))) / 2 from then on: the closed form of LinearWarmupCosineAnnealingLR in Lightning
-    Bolts, stepped once per epoch.
-
-    Returns
-    -------
-    (epochs,) float64
-    """
-    epoch = np.arange(epochs, dtype=np.float64)
-    rising = warmup_lr + epoch * (lr - warmup_lr) / max(warmup_epochs - 1, 1)
-    falling = lr * (1 + np.cos(np.pi * (epoch - warmup_epochs) / max(epochs - warmup_epochs, 1))) / 2
-    return np.where(epoch < warmup_epochs, rising, falling)
 
 
 def standardisation(X: Rows, *, max_elements: int | None = None) -> tuple[F32, F32]:

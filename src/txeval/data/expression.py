@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -39,6 +40,7 @@ class LogNormExpression:
 
     def __init__(self, screen: Screen) -> None:
         self.screen = screen
+        self._means: dict[tuple[str, str], F64] = {}
 
     @property
     def genes(self) -> Strings:
@@ -84,11 +86,16 @@ class LogNormExpression:
         rows = np.asarray(rows, dtype=np.int64)
         if not len(rows):
             raise NotComputable("mean expression over no samples")
+        # Every cell of level 3 asks for the same means, and each answer is a pass over the whole matrix.
+        key = (scale, hashlib.sha256(np.sort(rows).tobytes()).hexdigest())
+        if key in self._means:
+            return self._means[key]
         sums = np.zeros(self.screen.n_genes)
         # A sum does not depend on the order, and the file is read fastest in its own.
         for _, block in self.screen.blocks(np.sort(rows)) if scale == "counts" else self._lognorm(np.sort(rows), None):
             sums += np.asarray(block.sum(axis=0, dtype=np.float64)).ravel()
-        return sums / len(rows)
+        self._means[key] = sums / len(rows)
+        return self._means[key]
 
     def _lognorm(self, rows: Ints, max_elements: int | None) -> Iterator[tuple[slice, Any]]:
         """As `blocks`, but sparse where the file is."""

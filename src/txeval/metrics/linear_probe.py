@@ -10,7 +10,8 @@ from txeval.compute.arrays import Rows
 from txeval.compute.groups import checked_matrix, encode
 from txeval.compute.neighbours import at_least_one
 from txeval.compute.random import stream_seed
-from txeval.compute.softmax import fit_lda, fit_softmax, learning_rates, true_class_ranks_of
+from txeval.compute.schedule import learning_rates
+from txeval.compute.softmax import fit_lda, fit_softmax, true_class_ranks_of
 from txeval.errors import InputError, NotComputable, unknown
 from txeval.metrics.knn import codes_in, commonest_share
 
