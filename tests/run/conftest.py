@@ -31,7 +31,7 @@ def plugin(site: Path) -> Iterator[None]:
     """The plug-in, known to the registries of this process."""
     sys.path.insert(0, str(site))
     before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = str(site)
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(site), before]))
     registry._tasks.cache_clear()
     yield
     sys.path.remove(str(site))
