@@ -1,5 +1,6 @@
 """The scores as plain functions on arrays."""
 
+from txeval.metrics.average_precision import mean_average_precision
 from txeval.metrics.batch_mixing import ilisi
 from txeval.metrics.consistency import perturbation_consistency, perturbation_magnitude
 from txeval.metrics.knn import knn_accuracy
@@ -11,6 +12,7 @@ __all__ = [
     "ilisi",
     "knn_accuracy",
     "linear_probe",
+    "mean_average_precision",
     "perturbation_consistency",
     "perturbation_magnitude",
     "reconstruction_scores",
