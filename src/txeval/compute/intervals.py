@@ -1,126 +1,641 @@
-"""Intervals by resampling the units of a question, from stored contributions."""
+"""Intervals and differences of scores from what each unit of resampling contributed to them."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import stats
 
-from txeval.compute.arrays import F64, Ints
-from txeval.compute.random import stream
+from txeval.compute.arrays import F64, Bools, Ints, Strings
+from txeval.errors import NotComputable
 
-__all__ = ["MIN_UNITS", "PairUnits", "RatioUnits", "Units", "bootstrap_interval"]
+__all__ = [
+    "MAX_CELLS",
+    "MIN_UNITS",
+    "UNITS_VERSION",
+    "Interval",
+    "Spread",
+    "Units",
+    "combine",
+    "difference",
+    "interval",
+    "p_value",
+    "spread",
+    "units_from_frame",
+    "units_to_frame",
+]
 
-#: Below this number of units a bootstrap interval says more about luck than about the score.
+#: A factor with fewer levels than this is not resampled: it would say more about luck than about the score.
 MIN_UNITS = 5
 
+#: Crossed contributions are kept in at most about so many cells; see `Units.crossed`.
+MAX_CELLS = 50_000
 
-class Units(Protocol):
-    """What each resampling unit contributed to a score."""
+#: Changes when stored contributions are to be computed again.
+UNITS_VERSION = 1
 
-    @property
-    def unit(self) -> str:
-        """What is resampled: batch, perturbation, gene, ..."""
-        ...
+_COLUMNS = (
+    "metric",
+    "subset",
+    "factor_a",
+    "factor_b",
+    "label_a",
+    "label_b",
+    "numerator",
+    "denominator",
+    "offset",
+    "scale",
+)
 
-    @property
-    def n_units(self) -> int:
-        """Number of units."""
-        ...
 
-    def replicates(self, weights: F64) -> F64:
-        """Scores (r,) for r rows of unit weights (r, n_units)."""
-        ...
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What each unit of resampling contributed to a score.
 
+    `score = offset + scale * sum(numerator) / sum(denominator)`. Each of the m contributions belongs to one level
+    of each factor. Two factors of the same name hold pairs of units of one pool.
 
-@dataclass(frozen=True)
-class RatioUnits:
-    """A score that is `offset + scale * sum(numerator) / sum(denominator)` over units.
-
-    Parameters
+    Attributes
     ----------
-    unit
-        What is resampled.
+    factors
+        One or two names: ("perturbation",), ("batch", "perturbation"), ("gene", "gene").
+    labels
+        Per factor its levels, distinct; what makes the units of two embeddings match.
+    codes
+        Per factor (m,) int64 codes into its labels.
     numerator, denominator
-        (n_units,) float64 contributions.
+        (m,) float64.
     """
 
-    unit: str
+    factors: tuple[str, ...]
+    labels: tuple[Strings, ...]
+    codes: tuple[Ints, ...]
     numerator: F64
     denominator: F64
     offset: float = 0.0
     scale: float = 1.0
 
-    @property
-    def n_units(self) -> int:
-        """Number of units."""
-        return len(self.numerator)
+    def __post_init__(self) -> None:
+        m = len(self.numerator)
+        if not len(self.factors) == len(self.labels) == len(self.codes) or len(self.factors) not in (1, 2):
+            raise ValueError("units have one or two factors, each with labels and codes")
+        for name, labels, codes in zip(self.factors, self.labels, self.codes, strict=True):
+            if len(codes) != m or len(self.denominator) != m:
+                raise ValueError(f"{len(codes)} codes of {name} for {m} contributions")
+            if m and not (codes.min() >= 0 and codes.max() < len(labels)):
+                raise ValueError(f"codes of {name} go from {codes.min()} to {codes.max()} for {len(labels)} labels")
 
-    def replicates(self, weights: F64) -> F64:
-        """Scores (r,) for unit weights (r, n_units)."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(self.offset + self.scale * (weights @ self.numerator) / (weights @ self.denominator))
+    # Constructors
+
+    @classmethod
+    def single(
+        cls,
+        factor: str,
+        labels: npt.ArrayLike,
+        numerator: npt.ArrayLike,
+        denominator: npt.ArrayLike | None = None,
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+    ) -> Units:
+        """One contribution per level of one factor; without `denominator` the score is their mean."""
+        values = np.asarray(numerator, dtype=np.float64)
+        below = np.ones(len(values)) if denominator is None else np.asarray(denominator, dtype=np.float64)
+        names = np.asarray(labels).astype(str)
+        return cls((factor,), (names,), (np.arange(len(values)),), values, below, offset, scale)
+
+    @classmethod
+    def crossed(
+        cls,
+        factors: tuple[str, str],
+        labels: tuple[npt.ArrayLike, npt.ArrayLike],
+        codes: tuple[Ints, Ints],
+        numerator: npt.ArrayLike,
+        denominator: npt.ArrayLike | None = None,
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+        max_cells: int = MAX_CELLS,
+    ) -> Units:
+        """Contributions of samples, summed into the cells of two crossed factors.
+
+        Where there are more than `max_cells` cells, the levels of the factor that has more of them are put together
+        in groups at random (by a digest of their names, so that the groups of all embeddings are the same): the
+        variance that is estimated from groups of independent units has the same expectation.
+
+        Parameters
+        ----------
+        codes
+            Per factor (n,) codes of the samples into its labels.
+        numerator, denominator
+            (n,) per sample; without `denominator` 1 each.
+        """
+        values = np.asarray(numerator, dtype=np.float64)
+        below = np.ones(len(values)) if denominator is None else np.asarray(denominator, dtype=np.float64)
+        names = [np.asarray(side).astype(str) for side in labels]
+        used = [np.unique(side, return_inverse=True) for side in codes]
+        present = [name[levels] for name, (levels, _) in zip(names, used, strict=True)]
+        place = [np.asarray(inverse, dtype=np.int64).reshape(-1) for _, inverse in used]
+        cells = np.unique(place[0] * max(1, len(present[1])) + place[1])
+        if len(cells) > max_cells:
+            side = int(len(present[1]) >= len(present[0]))
+            groups = max(MIN_UNITS, max_cells // len(present[1 - side]))
+            if groups < len(present[side]):
+                merged, group = _grouped(present[side], groups, factors[side])
+                present[side], place[side] = merged, group[place[side]]
+        made = cls(factors, (present[0], present[1]), (place[0], place[1]), values, below, offset, scale)
+        return made._summed()
+
+    @classmethod
+    def pairs(
+        cls,
+        factor: str,
+        labels: npt.ArrayLike,
+        first: Ints,
+        second: Ints,
+        numerator: npt.ArrayLike,
+        denominator: npt.ArrayLike | None = None,
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+    ) -> Units:
+        """Contributions of pairs of units of one pool; levels without a pair are left out."""
+        values = np.asarray(numerator, dtype=np.float64)
+        below = np.ones(len(values)) if denominator is None else np.asarray(denominator, dtype=np.float64)
+        levels, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
+        names = np.asarray(labels).astype(str)[levels]
+        half, codes = len(values), np.asarray(codes, dtype=np.int64).reshape(-1)
+        return cls((factor, factor), (names, names), (codes[:half], codes[half:]), values, below, offset, scale)
+
+    # Properties
+
+    @property
+    def dyadic(self) -> bool:
+        """Whether contributions are of pairs of units of one pool."""
+        return len(self.factors) == 2 and self.factors[0] == self.factors[1]
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the pools of units: the factors, that of pairs once."""
+        return self.factors[:1] if self.dyadic else self.factors
+
+    @property
+    def value(self) -> float:
+        """The score."""
+        return self.offset + self.scale * self._ratio
+
+    @property
+    def _ratio(self) -> float:
+        total = float(self.denominator.sum())
+        return float(self.numerator.sum()) / total if total != 0 else float("nan")
+
+    @property
+    def influence(self) -> F64:
+        """(m,) linearised contributions to the score about its value; they sum to 0."""
+        return np.asarray(self.scale * (self.numerator - self._ratio * self.denominator) / self.denominator.sum())
+
+    @property
+    def share(self) -> F64:
+        """(m,) share of each contribution in the denominator; they sum to 1."""
+        return np.asarray(self.denominator / self.denominator.sum())
+
+    def n_levels(self, factor: str) -> int:
+        """Number of levels of a factor that contribute."""
+        parts = [codes for name, codes in zip(self.factors, self.codes, strict=True) if name == factor]
+        return len(np.unique(np.concatenate(parts)))
+
+    # Views
+
+    def weighted(self, weights: Mapping[str, F64]) -> float:
+        """Score where each contribution counts with the product of the weights of its levels.
+
+        Parameters
+        ----------
+        weights
+            Factor -> (levels,) weights; a factor that is not named has weight 1.
+        """
+        w = np.ones(len(self.numerator))
+        for name, codes in zip(self.factors, self.codes, strict=True):
+            if name in weights:
+                w = w * np.asarray(weights[name], dtype=np.float64)[codes]
+        total = float(w @ self.denominator)
+        return self.offset + self.scale * float(w @ self.numerator) / total if total != 0 else float("nan")
+
+    def subset(self, factor: str, keep: Bools) -> Units:
+        """Contributions of some levels of a factor alone; of pairs, those with both units kept.
+
+        Parameters
+        ----------
+        keep
+            (levels,) bool, in the order of the factor's labels.
+        """
+        if factor not in self.factors:
+            raise ValueError(f"the units have no factor {factor!r}, only {', '.join(self.pools)}")
+        keep = np.asarray(keep, dtype=bool)
+        kept = np.ones(len(self.numerator), dtype=bool)
+        for name, labels, codes in zip(self.factors, self.labels, self.codes, strict=True):
+            if name == factor:
+                if keep.shape != (len(labels),):
+                    raise ValueError(f"{keep.shape} flags for {len(labels)} levels of {factor}")
+                kept &= keep[codes]
+        return self._of(kept)
+
+    def _of(self, kept: Bools) -> Units:
+        codes = [side[kept] for side in self.codes]
+        labels = list(self.labels)
+        if self.dyadic:
+            levels, both = np.unique(np.concatenate(codes), return_inverse=True)
+            half, both = len(codes[0]), np.asarray(both, dtype=np.int64).reshape(-1)
+            codes, labels = [both[:half], both[half:]], [self.labels[0][levels]] * 2
+        else:
+            for i, side in enumerate(codes):
+                levels, inverse = np.unique(side, return_inverse=True)
+                codes[i], labels[i] = np.asarray(inverse, dtype=np.int64).reshape(-1), self.labels[i][levels]
+        return Units(
+            self.factors,
+            tuple(labels),
+            tuple(codes),
+            self.numerator[kept],
+            self.denominator[kept],
+            self.offset,
+            self.scale,
+        )
+
+    def without(self, factor: str) -> Units:
+        """The same score with one of two factors summed out: its levels are then taken as given."""
+        keep = 1 - self.factors.index(factor)
+        return Units(
+            (self.factors[keep],),
+            (self.labels[keep],),
+            (self.codes[keep],),
+            self.numerator,
+            self.denominator,
+            self.offset,
+            self.scale,
+        )._summed()
+
+    def _summed(self) -> Units:
+        """One contribution per cell."""
+        width = len(self.labels[-1])
+        cell = self.codes[0] if len(self.codes) == 1 else self.codes[0] * max(1, width) + self.codes[1]
+        levels, inverse = np.unique(cell, return_inverse=True)
+        inverse = np.asarray(inverse).reshape(-1)
+        numerator = np.bincount(inverse, weights=self.numerator, minlength=len(levels)).astype(np.float64)
+        denominator = np.bincount(inverse, weights=self.denominator, minlength=len(levels)).astype(np.float64)
+        codes = (levels,) if len(self.codes) == 1 else (levels // max(1, width), levels % max(1, width))
+        return Units(self.factors, self.labels, codes, numerator, denominator, self.offset, self.scale)
+
+    # Tables
+
+    def to_frame(self, metric: str, subset: str = "") -> pd.DataFrame:
+        """Long table, one row per contribution; names are dictionary-encoded."""
+        m = len(self.numerator)
+
+        def constant(text: str) -> pd.Categorical:
+            return _categories(np.asarray([text], dtype=object), np.zeros(m, dtype=np.int64))
+
+        two = len(self.factors) == 2
+        return pd.DataFrame(
+            {
+                "metric": constant(metric),
+                "subset": constant(subset),
+                "factor_a": constant(self.factors[0]),
+                "factor_b": constant(self.factors[1] if two else ""),
+                "label_a": _categories(self.labels[0], self.codes[0]),
+                "label_b": _categories(self.labels[1], self.codes[1]) if two else constant(""),
+                "numerator": self.numerator,
+                "denominator": self.denominator,
+                "offset": self.offset,
+                "scale": self.scale,
+            }
+        )
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> Units:
+        """Units from the rows of one score of a table of `to_frame`.
+
+        Raises
+        ------
+        NotComputable
+            Where the rows have no labels: they were written before units had any.
+        """
+        missing = [name for name in _COLUMNS if name not in frame]
+        if missing or not len(frame):
+            raise NotComputable("the contributions stored for this score have no labels: compute it again")
+        first = str(frame["factor_a"].iloc[0])
+        second = str(frame["factor_b"].iloc[0])
+        numerator, denominator = (frame[name].to_numpy(dtype=np.float64) for name in ("numerator", "denominator"))
+        offset, scale = float(frame["offset"].iloc[0]), float(frame["scale"].iloc[0])
+        names: list[Strings] = []
+        codes: list[Ints] = []
+        if second == first:
+            both, levels = pd.factorize(
+                pd.concat([frame["label_a"].astype(str), frame["label_b"].astype(str)]), sort=True
+            )
+            labels = np.asarray(levels, dtype=str)
+            names, codes = [labels, labels], [both[: len(frame)].astype(np.int64), both[len(frame) :].astype(np.int64)]
+        else:
+            for column in ("label_a", "label_b") if second else ("label_a",):
+                side, levels = pd.factorize(frame[column].astype(str), sort=True)
+                names.append(np.asarray(levels, dtype=str))
+                codes.append(side.astype(np.int64))
+        factors = (first, second) if second else (first,)
+        return cls(factors, tuple(names), tuple(codes), numerator, denominator, offset, scale)
+
+
+def _categories(labels: Strings, codes: Ints) -> pd.Categorical:
+    made: pd.Categorical = pd.Categorical.from_codes(
+        codes.astype(np.int32), categories=pd.Index(labels.astype(str), dtype=object)
+    )
+    return made
+
+
+def _grouped(labels: Strings, n_groups: int, factor: str) -> tuple[Strings, Ints]:
+    """Random groups of levels that depend on their names alone: (names of the groups, group of each level)."""
+    digests = [hashlib.blake2b(str(label).encode("utf-8", "surrogatepass"), digest_size=8).digest() for label in labels]
+    group = np.asarray([int.from_bytes(item, "big") % n_groups for item in digests], dtype=np.int64)
+    there, inverse = np.unique(group, return_inverse=True)
+    names = np.asarray([f"{factor} group {number + 1} of {n_groups}" for number in there], dtype=str)
+    return names, np.asarray(inverse, dtype=np.int64).reshape(-1)
+
+
+def units_to_frame(scores: Sequence[tuple[str, str, Units]]) -> pd.DataFrame:
+    """One table of the units of several scores, given as (metric, subset, units)."""
+    frames = [units.to_frame(metric, subset) for metric, subset, units in scores]
+    if not frames:
+        return pd.DataFrame({name: [] for name in _COLUMNS})
+    columns: dict[str, Any] = {}
+    for name in _COLUMNS:
+        parts = [frame[name] for frame in frames]
+        if isinstance(parts[0].dtype, pd.CategoricalDtype):
+            columns[name] = pd.api.types.union_categoricals(parts, sort_categories=True)
+        else:
+            columns[name] = np.concatenate([part.to_numpy() for part in parts])
+    return pd.DataFrame(columns)
+
+
+def units_from_frame(frame: pd.DataFrame) -> dict[tuple[str, str], Units]:
+    """Units by (metric, subset) from a table of units of one cell; empty where it holds none with labels."""
+    if not len(frame) or any(name not in frame for name in _COLUMNS):
+        return {}
+    grouped = frame.groupby(["metric", "subset"], sort=False, observed=True, dropna=False)
+    return {(str(metric), str(subset)): Units.from_frame(part) for (metric, subset), part in grouped}
+
+
+# Sums and differences of scores
+
+
+def combine(units: Sequence[Units], coefficients: Sequence[float]) -> Units:
+    """Contributions to a weighted sum of scores, matched by their labels.
+
+    A contribution that one of the scores does not have counts as none. The result's score is exactly
+    `sum(coefficient * score)`, and its influences are the same sums of influences.
+
+    Raises
+    ------
+    NotComputable
+        Where the scores have different factors, or no label in common.
+    """
+    if not units or len(units) != len(coefficients):
+        raise ValueError(f"{len(units)} units and {len(coefficients)} coefficients")
+    first = units[0]
+    if any(other.factors != first.factors for other in units):
+        kinds = " and ".join(sorted({" x ".join(other.factors) for other in units}))
+        raise NotComputable(f"the scores have different units: {kinds}")
+    sides = range(len(first.factors))
+    labels: list[Strings] = []
+    codes: list[list[Ints]] = [[] for _ in units]
+    pools = [[other.labels[side] for other in units] for side in sides]
+    if first.dyadic:
+        pools = [pools[0] + pools[1]] * 2
+    for side in sides:
+        union = np.unique(np.concatenate([pool.astype(str) for pool in pools[side]]))
+        labels.append(union)
+        for k, other in enumerate(units):
+            codes[k].append(np.searchsorted(union, other.labels[side].astype(str))[other.codes[side]].astype(np.int64))
+    if first.dyadic:
+        codes = [[np.minimum(a, b), np.maximum(a, b)] for a, b in codes]
+    if len(units) > 1:
+        for side in sides:
+            shared = set(map(str, units[0].labels[side]))
+            for other in units[1:]:
+                shared &= set(map(str, other.labels[side]))
+            if not shared:
+                raise NotComputable(f"the scores have no {first.factors[side]} in common")
+    value = sum(c * other.value for c, other in zip(coefficients, units, strict=True))
+    joined = [np.concatenate([codes[k][side] for k in range(len(units))]) for side in sides]
+    share = np.concatenate([other.share for other in units]) / len(units)
+    moved = np.concatenate([c * other.influence for c, other in zip(coefficients, units, strict=True)])
+    made = Units(first.factors, tuple(labels), tuple(joined), moved + value * share, share)
+    return made._summed()
+
+
+def difference(one: Units, other: Units) -> Units:
+    """Contributions to the difference of two scores on the same units (the first minus the second)."""
+    return combine([one, other], [1.0, -1.0])
+
+
+# Variance
 
 
 @dataclass(frozen=True)
-class PairUnits:
-    """A share of hits among pairs of units, each pair weighted by the product of its units' weights.
+class Spread:
+    """Variance of a score over resampled units.
 
-    Parameters
+    Attributes
     ----------
-    first, second
-        (m,) unit numbers of each pair.
-    hit
-        (m,) 0 or 1.
+    value
+        The score.
+    variance
+        Of the score.
+    df
+        Degrees of freedom of the variance.
+    n_units
+        Units of the factor that has most: what a score without any spread is judged by.
+    unit
+        What varies, as text.
+    fixed
+        Factors taken as given, because they have fewer than `MIN_UNITS` levels: "4 batches".
     """
 
-    unit: str
+    value: float
+    variance: float
+    df: float
     n_units: int
-    first: Ints
-    second: Ints
-    hit: F64
-
-    def replicates(self, weights: F64) -> F64:
-        """Shares (r,) for unit weights (r, n_units)."""
-        out = np.empty(len(weights))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for i, w in enumerate(weights):
-                pair = w[self.first] * w[self.second]
-                out[i] = (pair @ self.hit) / pair.sum()
-        return out
+    unit: str
+    fixed: tuple[str, ...] = ()
 
 
-def bootstrap_interval(
-    units: Units, *, seed: int = 0, draws: int = 1000, level: float = 0.95
-) -> tuple[float, float, str]:
-    """Percentile interval of a score over resampled units.
+def _jackknife(influence: F64, share: F64, codes: Ints, n: int) -> tuple[float, int]:
+    """Delete-one variance over levels, exact for a ratio: (variance, levels that contribute)."""
+    moved = np.bincount(codes, weights=influence, minlength=n)
+    part = np.bincount(codes, weights=share, minlength=n)
+    levels = len(np.unique(codes))
+    if levels < 2:
+        return float("nan"), levels
+    # A level that holds (nearly) the whole denominator leaves no score when it is deleted.
+    changed = moved / np.maximum(1 - part, 0.5)
+    return float((levels - 1) / levels * (changed @ changed)), levels
+
+
+def _counted(name: str, count: int) -> str:
+    ending = "" if count == 1 else "es" if name.endswith("ch") else "s"
+    return f"{count} {name}{ending}"
+
+
+def spread(units: Units) -> Spread:
+    """Variance of a score: delete-one jackknife over one factor; of two factors `V_a + V_b - V_ab`.
+
+    With contributions crossed by two factors the variance of sums over each, less that of the cells, which both
+    hold (Cameron, Gelbach and Miller 2011), and never less than either alone. Of pairs, the variance of the sums over
+    each unit less that of the pairs (Fafchamps and Gubert 2007). A factor of fewer than `MIN_UNITS` levels is taken as
+    given.
+
+    Raises
+    ------
+    NotComputable
+        Where no factor has `MIN_UNITS` levels.
+    """
+    counts = {name: units.n_levels(name) for name in units.pools}
+    fixed = tuple(_counted(name, count) for name, count in counts.items() if count < MIN_UNITS)
+    if len(fixed) == len(counts):
+        few = " and ".join(_counted(name, count) for name, count in counts.items())
+        raise NotComputable(f"no interval: {few}, {MIN_UNITS} needed")
+    if fixed:
+        units = units.without(next(name for name, count in counts.items() if count < MIN_UNITS))
+    influence, share = units.influence, units.share
+    text = " x ".join(units.pools)
+    if units.dyadic:
+        n = len(units.labels[0])
+        both = np.concatenate(units.codes)
+        node, levels = _jackknife(np.tile(influence, 2), np.tile(share, 2), both, n)
+        pair, _ = _jackknife(influence, share, np.arange(len(influence)), len(influence))
+        variance = max(node - pair, pair) if np.isfinite(pair) else node
+        part = np.bincount(both, weights=np.tile(share, 2) / 2, minlength=n)
+        return Spread(units.value, variance, max(1.0, 1 / float(part @ part) - 1), levels, text, fixed)
+    sides = [
+        _jackknife(influence, share, codes, len(labels))
+        for codes, labels in zip(units.codes, units.labels, strict=True)
+    ]
+    levels = max(count for _, count in sides)
+    if len(sides) == 1:
+        return Spread(units.value, sides[0][0], float(levels - 1), levels, text, fixed)
+    cell, _ = _jackknife(influence, share, np.arange(len(influence)), len(influence))
+    (one, n_one), (other, n_other) = sides
+    variance = max(one + other - cell, one, other)
+    # Satterthwaite: each of the two is known to its own number of levels.
+    below = one**2 / (n_one - 1) + other**2 / (n_other - 1)
+    df = max(float(min(n_one, n_other) - 1), variance**2 / below) if below > 0 else float(min(n_one, n_other) - 1)
+    return Spread(units.value, variance, df, levels, text, fixed)
+
+
+# Intervals
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Interval of a score.
+
+    Attributes
+    ----------
+    low, high
+        Bounds; NaN where there is none.
+    unit
+        What is resampled.
+    method
+        How it was made.
+    note
+        Why there is none, or what it leaves out.
+    """
+
+    low: float
+    high: float
+    unit: str
+    method: str
+    note: str = ""
+
+
+def interval(
+    units: Units,
+    *,
+    low: float = float("-inf"),
+    high: float = float("inf"),
+    level: float = 0.95,
+    extra_variance: float = 0.0,
+) -> Interval:
+    """Interval of a score over its units.
 
     Parameters
     ----------
     units
-        Contributions per unit.
-    seed, draws, level
-        Stream, number of resamples, coverage aimed at.
+        Contributions.
+    low, high
+        Range of the score. With both bounds finite the interval is that of Wilson for a share, with the number of
+        observations that the variance corresponds to; else it is symmetric.
+    level
+        Coverage aimed at.
+    extra_variance
+        Of another source, such as the mean over seeds.
 
     Returns
     -------
-    (low, high, note)
-        NaN, NaN and the reason where there are fewer than `MIN_UNITS` units.
+    Interval
+        With its reason in `note` where there is none.
     """
-    n = units.n_units
-    if n < MIN_UNITS:
-        return float("nan"), float("nan"), f"no interval: {n} {units.unit} unit(s), {MIN_UNITS} needed"
-    rng = stream(seed, "bootstrap", units.unit, n)
-    chunks = []
-    step = max(1, 4_000_000 // n)
-    for start in range(0, draws, step):
-        r = min(step, draws - start)
-        weights = rng.multinomial(n, np.full(n, 1.0 / n), size=r).astype(np.float64)
-        chunks.append(units.replicates(weights))
-    values = np.concatenate(chunks)
-    values = values[np.isfinite(values)]
-    if len(values) < draws / 2:
-        return float("nan"), float("nan"), "no interval: most resamples have no score"
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high), ""
+    try:
+        found = spread(units)
+    except NotComputable as why:
+        return Interval(float("nan"), float("nan"), " x ".join(units.pools), "", str(why))
+    note = "".join(f"{few} taken as given: {MIN_UNITS} needed to resample them" for few in found.fixed)
+    variance = found.variance + extra_variance
+    if not (np.isfinite(variance) and np.isfinite(found.value)):
+        return Interval(float("nan"), float("nan"), found.unit, "", "no interval: its variance is not a number")
+    t = float(stats.t.ppf((1 + level) / 2, found.df))
+    if not low <= found.value <= high:
+        # A metric that leaves the range that it declares has no use for it.
+        low, high = float("-inf"), float("inf")
+    if np.isfinite(low) and np.isfinite(high):
+        bounds = _wilson(found.value, variance, low, high, t, found.n_units)
+        return Interval(*bounds, found.unit, "jackknife, Wilson", note)
+    half = t * float(np.sqrt(variance))
+    return Interval(max(low, found.value - half), min(high, found.value + half), found.unit, "jackknife, t", note)
+
+
+def _wilson(value: float, variance: float, low: float, high: float, t: float, n_units: int) -> tuple[float, float]:
+    """Score interval of a share from its variance.
+
+    The number of independent observations that has this variance is p (1 - p) / V. A share of 0 or 1 has no variance,
+    and as many observations as units.
+    """
+    width = high - low
+    p = min(1.0, max(0.0, (value - low) / width))
+    v = variance / width**2
+    if v <= 0 and 1e-12 < p < 1 - 1e-12:
+        return value, value
+    # 1 / n; written so that V = 0 at the edge of the range is the number of units.
+    inverse = v / (p * (1 - p)) if 1e-12 < p < 1 - 1e-12 else 1 / n_units
+    square = t * t * inverse
+    centre = (p + square / 2) / (1 + square)
+    half = t / (1 + square) * float(np.sqrt(p * (1 - p) * inverse + t * t * inverse**2 / 4))
+    return low + width * max(0.0, centre - half), low + width * min(1.0, centre + half)
+
+
+def p_value(units: Units, null: float = 0.0) -> float:
+    """Two-sided p-value of a score, such as a difference, being `null`: t of the jackknife variance.
+
+    Raises
+    ------
+    NotComputable
+        Where there is no variance because there are too few units.
+    """
+    found = spread(units)
+    away = found.value - null
+    if found.variance <= 0:
+        return 1.0 if away == 0 else 0.0
+    return float(2 * stats.t.sf(abs(away) / float(np.sqrt(found.variance)), found.df))

@@ -23,12 +23,16 @@ PAPER_VARIANCE = 0.9
 
 @dataclass(frozen=True)
 class IlisiScores:
-    """iLISI per sample, and what it was computed with.
+    r"""iLISI per sample, and what it was computed with.
 
     Attributes
     ----------
     scores
         (n,) float64, 1 to the number of batches.
+    lent
+        (n_batches,) float64, sums to 0: what each batch adds to the sum of all scores by being around, in the linear
+        approximation: :math:`\sum_i s_i (2 q_{ib} - s_i q_{ib}^2 - 1/B)`, q the shares of batches among neighbours.
+        A batch is in the score twice, as the batch of samples and as that of neighbours: an interval needs both.
     n_neighbours
         Other samples that were weighted for each sample.
     perplexity
@@ -40,6 +44,7 @@ class IlisiScores:
     """
 
     scores: F64
+    lent: F64
     n_neighbours: int
     perplexity: int
     components: int
@@ -47,8 +52,8 @@ class IlisiScores:
 
 
 @jit
-def _inverse_simpson(distances: Any, codes: Any, n_batches: int, perplexity: Any, out: Any) -> None:
-    """1 / sum_c (sum_{j in c} p_j)^2 per row, p fitted to the perplexity by bisection on beta."""
+def _inverse_simpson(distances: Any, codes: Any, n_batches: int, perplexity: Any, out: Any, lent: Any) -> None:
+    """1 / sum_c (sum_{j in c} p_j)^2 per row, p fitted to the perplexity by bisection on beta; adds to `lent`."""
     m, k = distances.shape
     target = np.log(perplexity)
     p = np.empty(k)
@@ -77,10 +82,14 @@ def _inverse_simpson(distances: Any, codes: Any, n_batches: int, perplexity: Any
         for j in range(k):
             share[codes[i, j]] += p[j] / total
         simpson = 0.0
-        for j in range(k):
-            simpson += share[codes[i, j]] ** 2
-            share[codes[i, j]] = 0.0
-        out[i] = max(1.0, 1.0 / simpson)
+        for c in range(n_batches):
+            simpson += share[c] ** 2
+        score = max(1.0, 1.0 / simpson)
+        out[i] = score
+        for c in range(n_batches):
+            q = share[c]
+            lent[c] += score * (2.0 * q - score * q * q - 1.0 / n_batches)
+            share[c] = 0.0
 
 
 def ilisi_scores(
@@ -143,15 +152,16 @@ def ilisi_scores(
     values = _reduced(values, min_components, variance, max_elements)
 
     scores = np.empty(n)
+    lent = np.zeros(len(batches))
     tied = 0
     around = self_neighbours(values, others, threads=threads, device=device, max_elements=max_elements)
     for rows, distances, indices in around:
         if others < n - 1:
             tied += int((distances[:, -1] == 0).sum())
-        _inverse_simpson(distances, codes[indices], len(batches), float(perplexity), scores[rows])
+        _inverse_simpson(distances, codes[indices], len(batches), float(perplexity), scores[rows], lent)
     if tied:
         notes.append(f"{tied} samples have {others} or more duplicates: the first of them in the samples' order count")
-    return IlisiScores(scores, others, perplexity, int(values.shape[1]), tuple(notes))
+    return IlisiScores(scores, lent, others, perplexity, int(values.shape[1]), tuple(notes))
 
 
 def _reduced(values: F32, min_components: int | None, variance: float | None, max_elements: int | None) -> F32:

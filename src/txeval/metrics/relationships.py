@@ -13,9 +13,9 @@ import pandas as pd
 
 from txeval.compute.arrays import F64, Bools, Ints, Strings
 from txeval.compute.groups import checked_matrix, encode, read_rows
-from txeval.compute.intervals import PairUnits
+from txeval.compute.intervals import Units
 from txeval.compute.jit import jit
-from txeval.compute.pairs import pair_cosines, pair_position, ranking_scores, tail_thresholds
+from txeval.compute.pairs import pair_contributions, pair_cosines, pair_position, ranking_scores, tail_thresholds
 from txeval.compute.random import stream
 from txeval.errors import InputError, NotComputable
 
@@ -261,22 +261,27 @@ class RelationMap:
         (auroc, average_precision)
             0 .. 1; chance is 0.5 and len(links) / n_pairs.
         """
+        self._require_negatives(links)
+        return ranking_scores(self._sorted, self.cosines[pair_position(links.first, links.second, self.n_genes)])
+
+    def units(self, links: KnownLinks, tail: float) -> Units:
+        """Contributions to the recall by pairs of genes."""
+        return Units.pairs("gene", self.genes, links.first, links.second, self.hits(links, tail))
+
+    def ranking_units(self, links: KnownLinks) -> tuple[Units, Units]:
+        """Contributions to the AUROC and to the average precision by pairs of genes; see `pair_contributions`."""
+        self._require_negatives(links)
+        place = pair_position(links.first, links.second, self.n_genes)
+        wins, precision = pair_contributions(self._sorted, self.cosines[place])
+        return (
+            Units.pairs("gene", self.genes, links.first, links.second, wins),
+            Units.pairs("gene", self.genes, links.first, links.second, precision),
+        )
+
+    def _require_negatives(self, links: KnownLinks) -> None:
         self._require(links)
         if len(links) == self.n_pairs:
             raise NotComputable("every pair of the map is a known relationship: there is nothing to rank them against")
-        return ranking_scores(self._sorted, self.cosines[pair_position(links.first, links.second, self.n_genes)])
-
-    def units(self, links: KnownLinks, tail: float) -> PairUnits:
-        """Contributions to the recall by gene, for an interval that resamples genes (those with a relationship)."""
-        present, numbers = np.unique(np.concatenate([links.first, links.second]), return_inverse=True)
-        half = len(links)
-        return PairUnits(
-            unit="gene",
-            n_units=len(present),
-            first=numbers[:half].astype(np.int64),
-            second=numbers[half:].astype(np.int64),
-            hit=self.hits(links, tail).astype(np.float64),
-        )
 
     def _require(self, links: KnownLinks) -> None:
         if not len(links):

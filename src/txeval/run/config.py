@@ -70,8 +70,6 @@ class RunConfig:
         Whether embeddings without sample names may be matched by order.
     max_elements
         Bound on the values of one block in memory; None: the default.
-    interval_draws
-        Number of resamples of an interval.
     """
 
     screen: Path
@@ -92,7 +90,6 @@ class RunConfig:
     baseline: bool = True
     positional: bool = False
     max_elements: int | None = None
-    interval_draws: int = 1000
 
     @property
     def chosen_tasks(self) -> tuple[str, ...]:
@@ -261,7 +258,6 @@ def check_config(config: RunConfig) -> None:
         ("seeds", config.seeds, 1),
         ("workers", config.workers, 1),
         ("max_elements", config.max_elements, 1),
-        ("interval_draws", config.interval_draws, 20),
         ("min_counts", config.min_counts, 0),
     ):
         if value is not None and not value >= low:
@@ -495,7 +491,6 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "baseline": (_flag, "true or false"),
     "positional": (_flag, "true or false"),
     "max_elements": (_whole, "a whole number"),
-    "interval_draws": (_whole, "a whole number"),
 }
 
 

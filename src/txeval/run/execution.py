@@ -175,7 +175,6 @@ class _Run:
             screen=self.plan.screen,
             split_digest=self.plan.split_digest,
             relations=config.relations,
-            interval_draws=config.interval_draws,
             max_elements=config.max_elements,
         )
         with _stoppable(), make_runner(setup, workers, self) as runner:

@@ -12,6 +12,7 @@ from typing import Any
 import pandas as pd
 
 from txeval.compute.arrays import Bools, Ints
+from txeval.compute.intervals import UNITS_VERSION
 from txeval.data import Screen, open_screen
 from txeval.data.relations import load_relations, relations_digest
 from txeval.data.split import split
@@ -335,7 +336,8 @@ def _splits_digest(splits: Mapping[str, Ints], n: int) -> str:
 
 def _protocol_digest(config: RunConfig) -> str:
     content = config.protocol.to_dict()
-    for name in ("name", "description", "seeds"):
+    # What is shown, and what it is shown beside, determines no score.
+    for name in ("name", "description", "seeds", "choice", "headline", "baselines"):
         content.pop(name)
     content["post_processing"].pop("choices", None)
     content["quality_control"]["min_counts"] = config.chosen_min_counts
@@ -365,7 +367,7 @@ def _tasks(config: RunConfig, split_digest: str, warnings: list[str]) -> dict[st
             "metrics": [[metric.name, metric.version] for metric in metrics if metric.compute is not None],
             "split": split_digest,
             "relations": relations if task.needs_relations else None,
-            "interval_draws": config.interval_draws,
+            "units": UNITS_VERSION,
         }
         planned[name] = PlannedTask(task, params, metrics, digest(content))
     return planned

@@ -17,6 +17,7 @@ import yaml
 
 from txeval._version import __version__
 from txeval.compute.arrays import Rows
+from txeval.compute.intervals import Units, units_from_frame
 from txeval.embed.rows import NpyRows
 from txeval.errors import InputError, unknown
 from txeval.postprocess import Fitted
@@ -37,7 +38,10 @@ from txeval.run.rows import score_frame
 if TYPE_CHECKING:
     from txeval.run.plan import Plan
 
-__all__ = ["Store", "read_details", "read_scores"]
+__all__ = ["UNITS_TABLE", "Store", "read_details", "read_scores"]
+
+#: Name of the details table that holds the contributions of resampling units to each score.
+UNITS_TABLE = "units"
 
 _FOLDERS = ("cells", "embeddings", "postprocessing", "plans", "protocols", "splits")
 
@@ -174,6 +178,18 @@ class Store:
             return pd.read_parquet(self._table_path(key, name))
         except Exception as why:  # the parquet library has no common error for damaged files
             raise ValueError(str(why).splitlines()[0] if str(why) else type(why).__name__) from None
+
+    def load_units(self, key: str) -> dict[tuple[str, str], Units]:
+        """Give the units of the scores of a cell by (metric, subset); empty where it has none with labels.
+
+        Raises
+        ------
+        ValueError
+            The stored table is damaged.
+        """
+        if not self._table_path(key, UNITS_TABLE).is_file():
+            return {}
+        return units_from_frame(self.load_table(key, UNITS_TABLE))
 
     def forget_cell(self, key: str) -> None:
         """Take a cell out, so that the next run computes it again."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import Ints, Strings
-from txeval.compute.intervals import RatioUnits
+from txeval.compute.arrays import F64, Ints, Strings
+from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
 from txeval.metrics.knn import constant_accuracy
 from txeval.tasks.base import Score
@@ -25,6 +25,8 @@ class Ranked:
     ----------
     rank, truth
         (m,) per test sample: rank of its class, code of its class into `classes`.
+    batch
+        (m,) code of the batch of each test sample into `batches`.
     train_counts
         (n_classes,) samples of each class in the training or reference set.
     """
@@ -32,6 +34,8 @@ class Ranked:
     rank: Ints
     truth: Ints
     classes: Strings
+    batch: Ints
+    batches: Strings
     train_counts: Ints
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -45,20 +49,16 @@ def accuracy(ranked: Ranked, top: int) -> Score:
     """
     if len(ranked.rank) == 0:
         raise NotComputable("no sample to score: the test split is empty")
-    n_classes = len(ranked.classes)
     hits = (ranked.rank < top).astype(np.float64)
-    per_class = np.bincount(ranked.truth, weights=hits, minlength=n_classes).astype(np.float64)
-    counts = np.bincount(ranked.truth, minlength=n_classes).astype(np.float64)
-    tested = counts > 0
     return Score(
         value=float(hits.mean()),
         chance=constant_accuracy(ranked.train_counts, ranked.truth, top),
         n_samples=len(hits),
-        n_groups=int(tested.sum()),
+        n_groups=len(np.unique(ranked.truth)),
         group="perturbation",
         left_out=ranked.left_out,
         notes=ranked.notes,
-        units=RatioUnits("perturbation", per_class[tested], counts[tested]),
+        units=_crossed(ranked, hits),
     )
 
 
@@ -76,7 +76,21 @@ def balanced_accuracy(ranked: Ranked, top: int = 1) -> Score:
         group="perturbation",
         left_out=ranked.left_out,
         notes=ranked.notes,
-        units=RatioUnits("perturbation", shares, np.ones(len(shares))),
+        units=_crossed(ranked, (ranked.rank < top).astype(np.float64), balanced=True),
+    )
+
+
+def _crossed(ranked: Ranked, hits: F64, *, balanced: bool = False) -> Units:
+    """Hits by batch and class; balanced: every class weighs the same."""
+    weight = np.ones(len(hits))
+    if balanced:
+        weight /= np.bincount(ranked.truth, minlength=len(ranked.classes))[ranked.truth]
+    return Units.crossed(
+        ("batch", "perturbation"),
+        (ranked.batches, ranked.classes),
+        (ranked.batch, ranked.truth),
+        hits * weight,
+        weight,
     )
 
 

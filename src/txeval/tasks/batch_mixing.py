@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import F64, Ints, Strings, take_rows
-from txeval.compute.intervals import RatioUnits
+from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
 from txeval.metrics.batch_mixing import ilisi_scores
 from txeval.tasks.base import Metric, Score, Task, TaskInputs
@@ -54,11 +54,14 @@ class BatchMixingParams:
 
 @dataclass(frozen=True)
 class Mixing:
-    """iLISI per sample of the test split."""
+    """iLISI per sample of the test split, and what each batch lends to it as neighbours."""
 
     scores: F64
+    lent: F64
     batch: Ints
     batches: Strings
+    perturbation: Ints
+    perturbations: Strings
     left_out: Mapping[str, int]
     notes: tuple[str, ...]
 
@@ -89,13 +92,21 @@ def prepare(inputs: TaskInputs) -> Mixing:
         min_components=params.min_components,
         variance=params.variance,
     )
-    return Mixing(result.scores, local.astype(np.int64), inputs.samples.batches[present], left_out, result.notes)
+    return Mixing(
+        scores=result.scores,
+        lent=result.lent,
+        batch=local.astype(np.int64),
+        batches=inputs.samples.batches[present],
+        perturbation=inputs.samples.perturbation[rows],
+        perturbations=inputs.samples.perturbations,
+        left_out=left_out,
+        notes=result.notes,
+    )
 
 
 def _ilisi(mixing: Mixing) -> Score:
     n_batches = len(mixing.batches)
-    sums = np.bincount(mixing.batch, weights=mixing.scores, minlength=n_batches).astype(np.float64)
-    counts = np.bincount(mixing.batch, minlength=n_batches).astype(np.float64)
+    per_sample = mixing.lent / np.bincount(mixing.batch, minlength=n_batches)
     return Score(
         value=float(mixing.scores.mean()),
         n_samples=len(mixing.scores),
@@ -103,7 +114,12 @@ def _ilisi(mixing: Mixing) -> Score:
         group="batch",
         left_out=mixing.left_out,
         notes=mixing.notes,
-        units=RatioUnits("batch", sums, counts),
+        units=Units.crossed(
+            ("batch", "perturbation"),
+            (mixing.batches, mixing.perturbations),
+            (mixing.batch, mixing.perturbation),
+            mixing.scores + per_sample[mixing.batch],
+        ),
     )
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import Ints
-from txeval.compute.intervals import RatioUnits
+from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
 from txeval.metrics.consistency import (
     MAX_SET,
@@ -228,7 +228,7 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
         group="perturbation",
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=(*found.notes, *(found.magnitude_notes if column.startswith("magnitude") else ())),
-        units=RatioUnits("perturbation", hits, np.ones(len(hits))),
+        units=Units.single("perturbation", table.loc[scored, "perturbation"].to_numpy(), hits),
     )
 
 

@@ -93,6 +93,8 @@ def prepare(inputs: TaskInputs) -> Neighbourhoods:
             rank=result.rank,
             truth=code[query],
             classes=samples.perturbations,
+            batch=samples.batch[query],
+            batches=samples.batches,
             train_counts=np.bincount(code[ref], minlength=n_perturbations),
             left_out=left_out,
             notes=result.notes,

@@ -78,6 +78,8 @@ def prepare(inputs: TaskInputs) -> Ranked:
         rank=result["rank"],
         truth=y_test.astype(np.int64),
         classes=samples.perturbations[classes],
+        batch=samples.batch[test],
+        batches=samples.batches,
         train_counts=np.bincount(y_train, minlength=len(classes)),
         notes=(f"solver: {params.solver}, {result['steps']} training steps", *result["notes"]),
     )

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import F32, F64, Ints, Strings, row_blocks, take_rows
-from txeval.compute.correlation import ColumnStore, Spearman, spearman_by_gene
+from txeval.compute.arrays import F32, F64, Bools, Ints, Strings, row_blocks, take_rows
+from txeval.compute.correlation import ColumnStore, Spearman, correlation_influence, spearman_by_gene
 from txeval.compute.decoder import Decoder, DecoderKind, fit_decoder
-from txeval.compute.intervals import RatioUnits
+from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
 from txeval.metrics.reconstruction import (
     ConstantTruth,
@@ -29,6 +30,10 @@ SCORED_BATCH = 512
 
 #: The recipe was made for thousands of steps; with fewer than this its weights stay near their random start.
 FEW_STEPS = 1000
+
+
+#: The influence of samples on the mean correlation is taken over so many values: at most this / samples of the genes.
+INFLUENCE_ELEMENTS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -67,11 +72,58 @@ class ReconstructionParams:
 
 
 @dataclass(frozen=True)
+class Contributions:
+    """What every scored sample contributes to each score.
+
+    Attributes
+    ----------
+    batch, perturbation
+        (n,) codes into their labels.
+    squared, absolute
+        (n,) mean over genes of the squared and of the absolute error.
+    total
+        (n,) mean over genes of the squared distance of the truth from its grand mean.
+    pearson, spearman
+        (n,) influence on the mean over genes.
+    distance, maximum
+        (n,) parts of the Structural Integrity's sums over batches; 0 in batches without controls.
+    """
+
+    batch: Ints
+    batches: Strings
+    perturbation: Ints
+    perturbations: Strings
+    squared: F64
+    absolute: F64
+    total: F64
+    pearson: F64
+    spearman: F64
+    distance: F64
+    maximum: F64
+
+    def units(
+        self, numerator: F64, denominator: F64 | None = None, *, offset: float = 0.0, scale: float = 1.0
+    ) -> Units:
+        """Contributions to one score by batch and perturbation."""
+        used = slice(None) if denominator is None else denominator > 0
+        return Units.crossed(
+            ("batch", "perturbation"),
+            (self.batches, self.perturbations),
+            (self.batch[used], self.perturbation[used]),
+            numerator[used],
+            None if denominator is None else denominator[used],
+            offset=offset,
+            scale=scale,
+        )
+
+
+@dataclass(frozen=True)
 class Decoded:
     """Sums over the scored samples; no matrix of predictions."""
 
     genes: Strings
     batches: Strings
+    samples: Contributions
     moments: GeneMoments
     spearman: Spearman
     integrity: StructuralIntegrity | NotComputable
@@ -130,12 +182,24 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
     present, batch = np.unique(samples.batch[rows], return_inverse=True)
     sums = IntegritySums(len(genes), len(present))
     n, g = len(rows), len(genes)
+    batch = batch.astype(np.int64)
+    control = samples.is_control[rows]
+    centres = _control_means(inputs, expression, decoder, rows[control], batch[control], len(present))
+    squared, absolute, plain, plain_squares, residual, structure = np.zeros((6, n))
     with ColumnStore(n, g) as truth:
         for part, block in expression.blocks(rows):
             predicted = decoder.predict(take_rows(inputs.embedding, rows[part]))
             moments.add(predicted, block)
-            sums.add(predicted, block, batch[part].astype(np.int64), samples.is_control[rows[part]])
+            sums.add(predicted, block, batch[part], control[part])
             truth.write(part, block)
+            error = predicted - block
+            squared[part] = np.einsum("ij,ij->i", error, error, dtype=np.float64) / g
+            absolute[part] = np.abs(error).mean(axis=1, dtype=np.float64)
+            plain[part] = block.mean(axis=1, dtype=np.float64)
+            plain_squares[part] = np.einsum("ij,ij->i", block, block, dtype=np.float64) / g
+            for values, centre, out in ((error, centres[0], residual), (block, centres[1], structure)):
+                away = values - centre[batch[part]]
+                out[part] = np.einsum("ij,ij->i", away, away, dtype=np.float64)
 
         def predicted_columns(chosen: slice) -> F32:
             out = np.empty((n, len(range(*chosen.indices(g)))), dtype=np.float32)
@@ -144,16 +208,74 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
             return out
 
         spearman = spearman_by_gene(predicted_columns, truth, n, g)
+        by_pearson, by_spearman = _correlation_influence(inputs.params, predicted_columns, truth, spearman, n, g)
     integrity: StructuralIntegrity | NotComputable
     try:
         integrity = sums.result()
     except NotComputable as why:
         integrity = why
-    return Decoded(genes, samples.batches[present], moments, spearman, integrity, inputs.params, notes)
+    grand = plain.mean()
+    scored = np.bincount(batch, weights=control, minlength=len(present)) > 0
+    contributions = Contributions(
+        batch=batch,
+        batches=samples.batches[present],
+        perturbation=samples.perturbation[rows],
+        perturbations=samples.perturbations,
+        squared=squared,
+        absolute=absolute,
+        total=plain_squares - 2 * grand * plain + grand**2,
+        pearson=by_pearson,
+        spearman=by_spearman,
+        distance=_norm_parts(residual, batch, scored),
+        maximum=2 * _norm_parts(structure, batch, scored),
+    )
+    return Decoded(genes, samples.batches[present], contributions, moments, spearman, integrity, inputs.params, notes)
 
 
-def _gene_score(decoded: Decoded, values: F64, *, correlation: bool) -> Score:
-    """Mean over genes, with the genes as units of the interval."""
+def _control_means(
+    inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: Ints, batch: Ints, n_batches: int
+) -> tuple[F32, F32]:
+    """Mean over the controls of every batch of the decoder's error and of the truth: (n_batches, g) each."""
+    error, truth = np.zeros((2, n_batches, len(expression.genes)))
+    for part, block in expression.blocks(rows):
+        predicted = decoder.predict(take_rows(inputs.embedding, rows[part]))
+        np.add.at(error, batch[part], predicted - block)
+        np.add.at(truth, batch[part], block)
+    n = np.maximum(1, np.bincount(batch, minlength=n_batches))[:, None]
+    return (error / n).astype(np.float32), (truth / n).astype(np.float32)
+
+
+def _norm_parts(squares: F64, batch: Ints, scored: Bools) -> F64:
+    """Parts of sqrt(sum of squares) / n of every batch: half by the squares, half by number; 0 where not scored."""
+    total = np.bincount(batch, weights=squares, minlength=len(scored))
+    n = np.bincount(batch, minlength=len(scored))
+    norm = np.sqrt(total) / np.maximum(n, 1) * scored
+    share = squares / np.where(total > 0, total, 1.0)[batch]
+    return np.asarray(norm[batch] * (share + 1 / n[batch]) / 2)
+
+
+def _correlation_influence(
+    params: ReconstructionParams,
+    predicted_columns: Callable[[slice], F32],
+    truth: ColumnStore,
+    spearman: Spearman,
+    n: int,
+    g: int,
+) -> tuple[F64, F64]:
+    """Influence of every sample on the means of Pearson and Spearman, over evenly spaced genes: (n,) each."""
+    step = max(1, math.ceil(n * g / INFLUENCE_ELEMENTS))
+    genes = slice(0, g, step)
+    counted = np.ones(g, dtype=bool) if params.constant_truth == "zero" else ~spearman.constant_true
+    predicted, true = predicted_columns(genes), truth(genes)
+    total = np.zeros((2, n))
+    for k in np.flatnonzero(counted[genes]):
+        total += correlation_influence(predicted[:, k], true[:, k])
+    total /= max(1, int(counted[genes].sum()))
+    return total[0], total[1]
+
+
+def _gene_score(decoded: Decoded, values: F64, by_sample: F64, *, correlation: bool) -> Score:
+    """Mean over genes; it varies with the samples, by batch and perturbation."""
     constant_true, constant_pred = decoded.moments.constant_true, decoded.moments.constant_pred
     left_out = {}
     if correlation:
@@ -177,7 +299,7 @@ def _gene_score(decoded: Decoded, values: F64, *, correlation: bool) -> Score:
         group="gene",
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=decoded.notes,
-        units=RatioUnits("gene", counted, np.ones(len(counted))),
+        units=decoded.samples.units(by_sample + value if correlation else by_sample),
     )
 
 
@@ -188,6 +310,7 @@ def _r2(decoded: Decoded) -> Score:
         n_groups=len(decoded.genes),
         group="gene",
         notes=decoded.notes,
+        units=decoded.samples.units(decoded.samples.squared, decoded.samples.total, offset=1.0, scale=-1.0),
     )
 
 
@@ -207,7 +330,7 @@ def _integrity(decoded: Decoded) -> Score:
         group="batch",
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=decoded.notes,
-        units=found.units,
+        units=decoded.samples.units(decoded.samples.distance, decoded.samples.maximum, offset=1.0, scale=-1.0),
     )
 
 
@@ -251,7 +374,9 @@ TASK = Task(
             task="reconstruction",
             label="Spearman",
             summary="Rank correlation of decoded and measured expression over samples, mean over genes.",
-            compute=lambda decoded: _gene_score(decoded, decoded.spearman.values, correlation=True),
+            compute=lambda decoded: _gene_score(
+                decoded, decoded.spearman.values, decoded.samples.spearman, correlation=True
+            ),
             low=-1.0,
             headline=True,
         ),
@@ -269,7 +394,9 @@ TASK = Task(
             task="reconstruction",
             label="Pearson",
             summary="Linear correlation over samples, mean over genes.",
-            compute=lambda decoded: _gene_score(decoded, decoded.moments.pearson, correlation=True),
+            compute=lambda decoded: _gene_score(
+                decoded, decoded.moments.pearson, decoded.samples.pearson, correlation=True
+            ),
             low=-1.0,
         ),
         Metric(
@@ -277,7 +404,9 @@ TASK = Task(
             task="reconstruction",
             label="MSE",
             summary="Mean squared error of log-normalised expression.",
-            compute=lambda decoded: _gene_score(decoded, decoded.moments.mse, correlation=False),
+            compute=lambda decoded: _gene_score(
+                decoded, decoded.moments.mse, decoded.samples.squared, correlation=False
+            ),
             higher_is_better=False,
             high=float("inf"),
         ),
@@ -286,7 +415,9 @@ TASK = Task(
             task="reconstruction",
             label="MAE",
             summary="Mean absolute error of log-normalised expression.",
-            compute=lambda decoded: _gene_score(decoded, decoded.moments.mae, correlation=False),
+            compute=lambda decoded: _gene_score(
+                decoded, decoded.moments.mae, decoded.samples.absolute, correlation=False
+            ),
             higher_is_better=False,
             high=float("inf"),
         ),

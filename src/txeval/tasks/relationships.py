@@ -147,6 +147,7 @@ def _ranking(found: GeneMap, which: int) -> list[Score]:
         return Score(
             value=found.map.ranking(links)[which],
             chance=share if which else 0.5,
+            units=found.map.ranking_units(links)[which],
             notes=("lower bound: pairs that the database does not list count as unrelated",),
         )
 
