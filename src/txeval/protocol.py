@@ -15,7 +15,7 @@ import yaml
 
 from txeval.errors import InputError, unknown
 
-__all__ = ["CHOICES", "Protocol", "list_protocols", "load_protocol", "parse_yaml"]
+__all__ = ["ABOUT", "CHOICES", "Protocol", "list_protocols", "load_protocol", "parse_yaml"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -47,6 +47,9 @@ _SECTIONS = {
     "headline": dict,
     "baselines": list,
 }
+
+#: Sections that say what is run and shown, and determine no score.
+ABOUT: tuple[str, ...] = ("name", "description", "seeds", "choice", "headline", "baselines")
 
 #: How the post-processing of a model is chosen for the summary.
 CHOICES: tuple[str, ...] = ("best", "cross_fitted")
