@@ -88,7 +88,7 @@ def test_what_is_shown_is_part_of_a_protocol(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "fragment"),
     [
-        ("choice: first\n", "choice of post-processing 'first'"),
+        ("choice: first\n", "choice of post-processing called 'first'"),
         ("headline: {knn: top1}\n", "list names of metrics"),
         ("baselines: [1]\n", "list names of embedders"),
     ],

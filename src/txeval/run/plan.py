@@ -19,7 +19,7 @@ from txeval.data.split import split
 from txeval.embed import embedding_fingerprint, resolve
 from txeval.embed.base import EmbeddingSpec
 from txeval.errors import InputError
-from txeval.protocol import Protocol
+from txeval.protocol import ABOUT, Protocol
 from txeval.run.config import RunConfig, check_config
 from txeval.run.rows import canonical_json, plain
 from txeval.tasks.base import Metric, Params, Task
@@ -336,8 +336,7 @@ def _splits_digest(splits: Mapping[str, Ints], n: int) -> str:
 
 def _protocol_digest(config: RunConfig) -> str:
     content = config.protocol.to_dict()
-    # What is shown, and what it is shown beside, determines no score.
-    for name in ("name", "description", "seeds", "choice", "headline", "baselines"):
+    for name in ABOUT:
         content.pop(name)
     content["post_processing"].pop("choices", None)
     content["quality_control"]["min_counts"] = config.chosen_min_counts

@@ -21,6 +21,7 @@ from txeval.compute.intervals import Units, units_from_frame
 from txeval.embed.rows import NpyRows
 from txeval.errors import InputError, unknown
 from txeval.postprocess import Fitted
+from txeval.protocol import ABOUT
 from txeval.run.assemble import Assembled, assemble
 from txeval.run.files import (
     FORMAT,
@@ -432,7 +433,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") ->
     """Where two protocols differ, as text."""
     found = []
     for key in sorted({*old, *new}):
-        if not prefix and key in ("name", "description", "seeds"):
+        if not prefix and key in ABOUT:
             continue
         one, other = old.get(key), new.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
