@@ -147,7 +147,10 @@ class Metric:
     low, high
         Range of possible values.
     headline
-        Shown in the summary table.
+        Shown in the summary table, unless the protocol says which are.
+    multiple_of
+        Of a derived metric: the metric of the same task of which each of its rows is a multiple, so that the units
+        of that one are its units too.
     """
 
     name: str
@@ -160,6 +163,7 @@ class Metric:
     low: float = 0.0
     high: float = 1.0
     headline: bool = False
+    multiple_of: str = ""
     version: int = 1
 
 

@@ -170,6 +170,7 @@ TASK = Task(
             label="iLISI / random",
             summary="iLISI divided by that of the raw random baseline on the same samples, as the paper's Table 2.",
             derive=_normalized,
+            multiple_of="ilisi",
             low=0.0,
             high=float("inf"),
             headline=True,
