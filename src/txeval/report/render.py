@@ -60,13 +60,20 @@ def _rich_cell(cell: Cell) -> Text:
     from rich.text import Text
 
     text = Text()
-    if cell.best:
+    if cell.tied:
         text.append("*", style="bold")
     text.append(cell.text, style="bold" if cell.best else "dim" if cell.dim else "")
     text.append("".join(f"[{mark}]" for mark in cell.marks), style="dim")
-    if cell.letter:
-        text.append(f" {cell.letter}", style="dim")
+    for part in (cell.letter, cell.rank):
+        if part:
+            text.append(f" {part}", style="dim")
+    if cell.below:
+        text.append(f"\n{cell.below}", style="dim")
     return text
+
+
+def _width(cell: Cell) -> int:
+    return max(len(line) for line in _rich_cell(cell).plain.split("\n"))
 
 
 def _rich_notes(grid: Grid) -> list[RenderableType]:
@@ -74,7 +81,7 @@ def _rich_notes(grid: Grid) -> list[RenderableType]:
     from rich.text import Text
 
     best = any(cell.best for row in grid.rows for cell in row.cells)
-    notes = (["* best model of the row."] if best else []) + list(grid.notes)
+    notes = (["Bold: best model of the row."] if best else []) + list(grid.notes)
     lines = [Text(note, style="dim") for note in notes]
     lines += [Text(f"[{number}] {reason}") for number, reason in enumerate(grid.reasons, start=1)]
     return [Padding(line, (0, 0, 0, 1)) for line in lines]
@@ -87,7 +94,7 @@ def _fitting(grid: Grid, width: int) -> list[Grid]:
         max(len(title), *(len(row.names[i]) for row in grid.rows)) + gap for i, title in enumerate(grid.index)
     )
     widths = [
-        max(len(column.label), *(len(_rich_cell(row.cells[j])) for row in grid.rows)) + gap
+        max([*map(len, column.label.split()), *(_width(row.cells[j]) for row in grid.rows)]) + gap
         for j, column in enumerate(grid.columns)
     ]
     # The reference columns, if any, are repeated as well: a model is read against them.
@@ -142,8 +149,15 @@ def _md_row(cells: Iterable[str]) -> str:
 
 def _md_cell(cell: Cell) -> str:
     text = f"**{_md(cell.text)}**" if cell.best else _md(cell.text)
-    parts = [text, *(f"[{mark}]" for mark in cell.marks), _md(cell.letter)]
-    return " ".join(part for part in parts if part)
+    parts = [
+        _md("*") if cell.tied else "",
+        text,
+        *(f"[{mark}]" for mark in cell.marks),
+        _md(cell.letter),
+        _md(cell.rank),
+    ]
+    line = " ".join(part for part in parts if part)
+    return f"{line}<br>{_md(cell.below)}" if cell.below else line
 
 
 def _md(text: str) -> str:
@@ -192,8 +206,10 @@ def _tex_cell(cell: Cell) -> str:
     text = _tex(cell.text)
     if cell.best:
         text = rf"\textbf{{{text}}}"
-    raised = ",".join(map(str, cell.marks)) + _tex(cell.letter)
-    return rf"{text}\textsuperscript{{{raised}}}" if raised else text
+    raised = ("*" if cell.tied else "") + ",".join(map(str, cell.marks)) + _tex(cell.letter)
+    text = rf"{text}\textsuperscript{{{raised}}}" if raised else text
+    more = " ".join(_tex(part) for part in (cell.rank, cell.below) if part)
+    return rf"\shortstack[r]{{{text}\\\scriptsize {more}}}" if more else text
 
 
 _TEX = {

@@ -467,6 +467,11 @@ def read_scores(folder: Path | str) -> pd.DataFrame:
         ) from None
 
 
+def read_protocols(folder: Path | str) -> dict[str, Record]:
+    """Read the protocols of a results folder: name -> plain data, as `Protocol.to_dict` gives it."""
+    return {record["protocol"]["name"]: dict(record["protocol"]) for record in Store(Path(folder)).plans()}
+
+
 def read_details(folder: Path | str, task: str, table: str) -> pd.DataFrame:
     """Read a details table of a results folder: `perturbations`, `genes`, `units`, ... of one task.
 
