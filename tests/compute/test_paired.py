@@ -165,7 +165,7 @@ def test_a_factor_of_few_levels_is_taken_as_given_and_said() -> None:
     one, other = screen(np.random.default_rng(0), 3, 40, (0.1, 0.1, 0.1))
     found = difference([one], [other])
     assert found.counts.keys() == {"perturbation"}
-    assert found.note == "3 batch taken as given: 5 are needed to resample"
+    assert found.note == "batch taken as given (levels in common: 3; needed to resample: 5)"
     with pytest.raises(NotComputable, match="3 of batch and 4 of perturbation"):
         difference(*([units] for units in screen(np.random.default_rng(0), 3, 4, (0.1, 0.1, 0.1))))
 

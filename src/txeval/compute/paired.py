@@ -119,7 +119,7 @@ def match(scores: Sequence[Seeds]) -> Matched:
     fixed = ""
     if few:
         # Levels of the other factor alone; what these few would vary by is not in the comparison.
-        fixed = f"{counts[few[0]]} {few[0]} taken as given: {MIN_UNITS} are needed to resample"
+        fixed = f"{few[0]} taken as given (levels in common: {counts[few[0]]}; needed to resample: {MIN_UNITS})"
         stay = 1 - factors.index(few[0])
         factors, counts = (factors[stay],), {factors[stay]: counts[factors[stay]]}
         levels, place_of = np.unique(codes[stay], return_inverse=True)
