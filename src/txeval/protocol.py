@@ -165,10 +165,18 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
         content = parse_yaml(text)
     except yaml.YAMLError as why:
         raise InputError(f"protocol file {where} is not YAML: {why}") from None
+    content = _null_as_text(content)
     if not isinstance(content, dict):
         raise InputError(f"protocol file {where} holds no sections", remedy=f"use sections {', '.join(_SECTIONS)}")
     content.setdefault("name", Path(where).stem)
     return content, where
+
+
+def _null_as_text(value: Any) -> Any:
+    """Parameters called `null`, which YAML reads as nothing, under their name."""
+    if not isinstance(value, dict):
+        return value
+    return {"null" if key is None else key: _null_as_text(item) for key, item in value.items()}
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -100,25 +101,6 @@ class ProfileSums:
             self._n_reference,
         )
 
-    def effects(self) -> tuple[F64, F64, Ints]:
-        """(decoded (n_groups, g), measured (n_groups, g), samples used (n_groups,)).
-
-        Raises
-        ------
-        NotComputable
-            Where a sample is in a batch without a control: leave such batches out before they are added.
-        """
-        without = self._n_reference == 0
-        if self._n[:, without].any():
-            raise NotComputable(f"{int(without.sum())} batch(es) have no control to take an effect from")
-        share = self._n / np.maximum(self._n.sum(axis=1), 1)[:, None]
-        means = self._reference / np.maximum(self._n_reference, 1)[:, None]
-        n = self._n.sum(axis=1)
-        decoded, measured = (
-            sums / np.maximum(n, 1)[:, None] - share @ mean for sums, mean in zip(self._sums, means, strict=True)
-        )
-        return decoded, measured, n
-
     def result(self, reference: ProfileReference = "controls", *, left_out: int = 0) -> Profiles:
         """Correlations of all samples added.
 
@@ -129,19 +111,41 @@ class ProfileSums:
             measured effects each, so that what they have in common does not count (Systema).
         left_out
             Samples that were not added since their batch has no control; passed on.
+
+        Raises
+        ------
+        NotComputable
+            Where a sample is in a batch without a control, there is none at all, or for "perturbed" with fewer than
+            three perturbations.
         """
-        decoded, measured, n = self.effects()
-        present = n > 0
-        if not present.any():
+        without = self._n_reference == 0
+        if self._n[:, without].any():
+            raise NotComputable(f"{int(without.sum())} batch(es) have no control to take an effect from")
+        n = self._n.sum(axis=1)
+        present = np.flatnonzero(n)
+        if not len(present):
             raise NotComputable("no perturbed sample in a batch with controls")
+        if reference == "perturbed" and len(present) < 3:
+            raise NotComputable(f"{len(present)} perturbation(s): too few to subtract their mean")
+        common = np.zeros((2, self._sums.shape[2]))
         if reference == "perturbed":
-            if int(present.sum()) < 3:
-                raise NotComputable(f"{int(present.sum())} perturbation(s): too few to subtract their mean")
-            decoded = decoded - decoded[present].mean(axis=0)
-            measured = measured - measured[present].mean(axis=0)
-        values, constant = _row_correlations(decoded, measured)
-        values[~present] = np.nan
-        return Profiles(values, constant & present, n, left_out)
+            for rows in self._blocks(present):
+                common += self._effects(rows).sum(axis=1) / len(present)
+        values, constant = np.full(len(n), np.nan), np.zeros(len(n), dtype=bool)
+        for rows in self._blocks(present):
+            decoded, measured = self._effects(rows) - common[:, None]
+            values[rows], constant[rows] = _row_correlations(decoded, measured)
+        return Profiles(values, constant, n, left_out)
+
+    def _blocks(self, present: Ints) -> Iterator[Ints]:
+        for rows in row_blocks(len(present), self._sums.shape[2]):
+            yield present[rows]
+
+    def _effects(self, groups: Ints) -> F64:
+        """Decoded and measured effects of some groups: (2, m, g)."""
+        n = self._n[groups].sum(axis=1)[:, None]
+        means = self._reference / np.maximum(self._n_reference, 1)[:, None]
+        return np.asarray(self._sums[:, groups] / n - (self._n[groups] / n) @ means)
 
 
 def _row_correlations(a: F64, b: F64) -> tuple[F64, Bools]:

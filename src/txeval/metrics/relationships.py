@@ -278,9 +278,9 @@ class RelationMap:
         self._require_negatives(links)
         return ranking_scores(self._sorted, self.cosines[pair_position(links.first, links.second, self.n_genes)])
 
-    def units(self, links: KnownLinks, tail: float) -> Units:
+    def units(self, links: KnownLinks, tail: float, side: Side = "both") -> Units:
         """Contributions to the recall by pairs of genes."""
-        return Units.pairs("gene", self.genes, links.first, links.second, self.hits(links, tail))
+        return Units.pairs("gene", self.genes, links.first, links.second, self.hits(links, tail, side))
 
     def ranking_units(self, links: KnownLinks) -> tuple[Units, Units]:
         """Contributions to the AUROC and to the average precision by pairs of genes; see `pair_contributions`."""

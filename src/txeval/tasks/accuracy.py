@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -12,9 +12,9 @@ from txeval.compute.arrays import F64, Ints, Strings
 from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
 from txeval.metrics.knn import constant_accuracy
-from txeval.tasks.base import Score
+from txeval.tasks.base import Score, crossed_units
 
-__all__ = ["Ranked", "accuracy", "balanced_accuracy", "perturbation_table"]
+__all__ = ["Ranked", "accuracy", "balanced_accuracy", "joined", "perturbation_table"]
 
 
 @dataclass(frozen=True)
@@ -25,20 +25,63 @@ class Ranked:
     ----------
     rank, truth
         (m,) per test sample: rank of its class, code of its class into `classes`.
-    batch
-        (m,) code of the batch of each test sample into `batches`.
+    unit_labels, unit_codes
+        Batches and perturbations of the test samples as units; see `batch_and_perturbation`.
     train_counts
-        (n_classes,) samples of each class in the training or reference set.
+        (n_classes,) samples of each class in the training or reference set; (n_blocks, n_classes) where samples were
+        compared within blocks.
+    block
+        (m,) block of each test sample, where there are several.
     """
 
     rank: Ints
     truth: Ints
     classes: Strings
-    batch: Ints
-    batches: Strings
+    unit_labels: tuple[Strings, Strings]
+    unit_codes: tuple[Ints, Ints]
     train_counts: Ints
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    block: Ints | None = None
+
+    def constant(self, top: int) -> float:
+        """Accuracy of the best constant answer (in every block)."""
+        if self.block is None:
+            return constant_accuracy(self.train_counts, self.truth, top)
+        hits = 0.0
+        for block, counts in enumerate(self.train_counts):
+            mine = self.block == block
+            hits += constant_accuracy(counts, self.truth[mine], top) * int(mine.sum()) if mine.any() else 0.0
+        return hits / len(self.truth)
+
+    def guess(self, top: int) -> float:
+        """Mean over classes of the accuracy of a blind guess among the classes (of the block)."""
+        sizes = np.maximum(1, (self.train_counts > 0).sum(axis=-1))
+        if self.block is None:
+            return min(1.0, top / max(1, int(sizes)))
+        chance = np.minimum(1.0, top / sizes)[self.block]
+        counts = np.bincount(self.truth, minlength=len(self.classes))
+        sums = np.bincount(self.truth, weights=chance, minlength=len(self.classes))
+        return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+
+def joined(parts: Sequence[Ranked], notes: tuple[str, ...]) -> Ranked:
+    """Ranks of all blocks together; a single part stays as it is."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return replace(
+        first,
+        rank=np.concatenate([part.rank for part in parts]),
+        truth=np.concatenate([part.truth for part in parts]),
+        unit_codes=(
+            np.concatenate([part.unit_codes[0] for part in parts]),
+            np.concatenate([part.unit_codes[1] for part in parts]),
+        ),
+        train_counts=np.stack([part.train_counts for part in parts]),
+        block=np.repeat(np.arange(len(parts)), [len(part.rank) for part in parts]),
+        notes=tuple(dict.fromkeys([*notes, *(note for part in parts for note in part.notes)])),
+    )
 
 
 def accuracy(ranked: Ranked, top: int) -> Score:
@@ -52,7 +95,7 @@ def accuracy(ranked: Ranked, top: int) -> Score:
     hits = (ranked.rank < top).astype(np.float64)
     return Score(
         value=float(hits.mean()),
-        chance=constant_accuracy(ranked.train_counts, ranked.truth, top),
+        chance=ranked.constant(top),
         n_samples=len(hits),
         n_groups=len(np.unique(ranked.truth)),
         group="perturbation",
@@ -70,7 +113,7 @@ def balanced_accuracy(ranked: Ranked, top: int = 1) -> Score:
     shares = table["top1" if top == 1 else "top5"].to_numpy(dtype=float)
     return Score(
         value=float(shares.mean()),
-        chance=min(1.0, top / max(1, int((ranked.train_counts > 0).sum()))),
+        chance=ranked.guess(top),
         n_samples=len(ranked.rank),
         n_groups=len(shares),
         group="perturbation",
@@ -85,13 +128,7 @@ def _crossed(ranked: Ranked, hits: F64, *, balanced: bool = False) -> Units:
     weight = np.ones(len(hits))
     if balanced:
         weight /= np.bincount(ranked.truth, minlength=len(ranked.classes))[ranked.truth]
-    return Units.crossed(
-        ("batch", "perturbation"),
-        (ranked.batches, ranked.classes),
-        (ranked.batch, ranked.truth),
-        hits * weight,
-        weight,
-    )
+    return crossed_units(ranked.unit_labels, ranked.unit_codes, hits * weight, weight)
 
 
 def perturbation_table(ranked: Ranked) -> pd.DataFrame:

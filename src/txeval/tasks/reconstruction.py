@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -14,6 +14,7 @@ from txeval.compute.correlation import ColumnStore, Spearman, correlation_influe
 from txeval.compute.decoder import Decoder, DecoderKind, fit_decoder
 from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
+from txeval.metrics.profiles import ProfileReference, ProfileSums
 from txeval.metrics.reconstruction import (
     ConstantTruth,
     GeneMoments,
@@ -21,7 +22,18 @@ from txeval.metrics.reconstruction import (
     StructuralIntegrity,
     gene_mean,
 )
-from txeval.tasks.base import Expression, Metric, Score, Task, TaskInputs
+from txeval.tasks.base import (
+    Ceiling,
+    Expression,
+    Metric,
+    Score,
+    Task,
+    TaskInputs,
+    batch_and_perturbation,
+    crossed_units,
+)
+from txeval.tasks.blocks import Blocks, cell_lines, crossed_batches
+from txeval.tasks.ceiling import shared_split
 
 __all__ = ["TASK", "ReconstructionParams"]
 
@@ -51,6 +63,9 @@ class ReconstructionParams:
         A gene that is constant in the scored samples: "leave_out", or "zero" as the published code.
     score_every
         Score only every so many minibatches of 512 samples; 100 is what the published code does.
+    blocks
+        "cell_line": controls and perturbations of each cell line apart, where the screen names them; the decoder is
+        one for all.
     """
 
     decoder: DecoderKind = "linear"
@@ -63,6 +78,7 @@ class ReconstructionParams:
     warmup_lr: float = 3e-5
     constant_truth: ConstantTruth = "leave_out"
     score_every: int = 1
+    blocks: Blocks = "none"
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.score_every < 1 or self.hidden < 0:
@@ -77,8 +93,8 @@ class Contributions:
 
     Attributes
     ----------
-    batch, perturbation
-        (n,) codes into their labels.
+    labels, codes
+        Batches and perturbations of the samples as units; see `batch_and_perturbation`.
     squared, absolute
         (n,) mean over genes of the squared and of the absolute error.
     total
@@ -89,10 +105,8 @@ class Contributions:
         (n,) parts of the Structural Integrity's sums over batches; 0 in batches without controls.
     """
 
-    batch: Ints
-    batches: Strings
-    perturbation: Ints
-    perturbations: Strings
+    labels: tuple[Strings, Strings]
+    codes: tuple[Ints, Ints]
     squared: F64
     absolute: F64
     total: F64
@@ -106,15 +120,36 @@ class Contributions:
     ) -> Units:
         """Contributions to one score by batch and perturbation."""
         used = slice(None) if denominator is None else denominator > 0
-        return Units.crossed(
-            ("batch", "perturbation"),
-            (self.batches, self.perturbations),
-            (self.batch[used], self.perturbation[used]),
+        return crossed_units(
+            self.labels,
+            (self.codes[0][used], self.codes[1][used]),
             numerator[used],
             None if denominator is None else denominator[used],
             offset=offset,
             scale=scale,
         )
+
+
+@dataclass(frozen=True)
+class ProfileScores:
+    """Correlation of decoded and measured effects of perturbations, for both references.
+
+    Attributes
+    ----------
+    table
+        perturbation, cell_line ("" where there is one block), n_samples, pearson_delta, pearson_delta_perturbed_mean.
+    constant
+        Perturbations whose decoded effect is constant.
+    reasons
+        Column -> why it has no values.
+    left_out
+        Samples in batches without controls.
+    """
+
+    table: pd.DataFrame
+    constant: int
+    reasons: Mapping[str, str]
+    left_out: int
 
 
 @dataclass(frozen=True)
@@ -127,6 +162,7 @@ class Decoded:
     moments: GeneMoments
     spearman: Spearman
     integrity: StructuralIntegrity | NotComputable
+    profiles: ProfileScores
     params: ReconstructionParams
     notes: tuple[str, ...]
 
@@ -179,11 +215,13 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
     samples = inputs.samples
     genes = expression.genes
     moments = GeneMoments(len(genes))
-    present, batch = np.unique(samples.batch[rows], return_inverse=True)
+    strata, names = crossed_batches(samples, inputs.params.blocks)
+    present, batch = np.unique(strata[rows], return_inverse=True)
     sums = IntegritySums(len(genes), len(present))
     n, g = len(rows), len(genes)
     batch = batch.astype(np.int64)
     control = samples.is_control[rows]
+    groups, profiles, group = _profile_groups(inputs, rows, batch, len(present), g)
     centres = _control_means(inputs, expression, decoder, rows[control], batch[control], len(present))
     squared, absolute, plain, plain_squares, residual, structure = np.zeros((6, n))
     with ColumnStore(n, g) as truth:
@@ -191,6 +229,7 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
             predicted = decoder.predict(take_rows(inputs.embedding, rows[part]))
             moments.add(predicted, block)
             sums.add(predicted, block, batch[part], control[part])
+            profiles.add(predicted, block, group[part], batch[part])
             truth.write(part, block)
             error = predicted - block
             squared[part] = np.einsum("ij,ij->i", error, error, dtype=np.float64) / g
@@ -216,11 +255,10 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
         integrity = why
     grand = plain.mean()
     scored = np.bincount(batch, weights=control, minlength=len(present)) > 0
+    labels, units = batch_and_perturbation(samples, rows)
     contributions = Contributions(
-        batch=batch,
-        batches=samples.batches[present],
-        perturbation=samples.perturbation[rows],
-        perturbations=samples.perturbations,
+        labels=labels,
+        codes=units,
         squared=squared,
         absolute=absolute,
         total=plain_squares - 2 * grand * plain + grand**2,
@@ -229,7 +267,61 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
         distance=_norm_parts(residual, batch, scored),
         maximum=2 * _norm_parts(structure, batch, scored),
     )
-    return Decoded(genes, samples.batches[present], contributions, moments, spearman, integrity, inputs.params, notes)
+    return Decoded(
+        genes=genes,
+        batches=names[present],
+        samples=contributions,
+        moments=moments,
+        spearman=spearman,
+        integrity=integrity,
+        profiles=_profile_scores(profiles, groups, int((group < -1).sum())),
+        params=inputs.params,
+        notes=notes,
+    )
+
+
+#: Column of the table of profiles -> what the effects are relative to.
+REFERENCES: Mapping[str, ProfileReference] = {
+    "pearson_delta": "controls",
+    "pearson_delta_perturbed_mean": "perturbed",
+}
+
+
+def _profile_groups(
+    inputs: TaskInputs, rows: Ints, batch: Ints, n_batches: int, n_genes: int
+) -> tuple[pd.DataFrame, ProfileSums, Ints]:
+    """Perturbations (within cell lines) of the scored samples, empty sums, and the group of each sample.
+
+    Groups: -1 for controls, -2 for samples in batches without one.
+    """
+    samples = inputs.samples
+    control = samples.is_control[rows]
+    lines = samples.cell_lines if samples.cell_lines is not None else np.asarray([""])
+    blocks = cell_lines(samples, inputs.params.blocks)
+    line = samples.cell_line[rows] if len(blocks) > 1 and samples.cell_line is not None else np.zeros_like(rows)
+    cells, group = np.unique(samples.perturbation[rows] * len(lines) + line, return_inverse=True)
+    usable = np.bincount(batch, weights=control, minlength=n_batches)[batch] > 0
+    table = pd.DataFrame({"perturbation": samples.perturbations[cells // len(lines)]})
+    table["cell_line"] = lines[cells % len(lines)] if len(blocks) > 1 else ""
+    codes = np.where(usable, np.where(control, -1, group.reshape(-1)), -2)
+    return table, ProfileSums(n_genes, len(cells), n_batches), codes.astype(np.int64)
+
+
+def _profile_scores(profiles: ProfileSums, groups: pd.DataFrame, left_out: int) -> ProfileScores:
+    table, constant, reasons = groups.copy(), 0, {}
+    for column, reference in REFERENCES.items():
+        try:
+            found = profiles.result(reference)
+        except NotComputable as why:
+            reasons[column] = str(why)
+            table[column] = np.nan
+            continue
+        table["n_samples"] = found.n
+        table[column] = found.values
+        constant = max(constant, int(found.constant_pred.sum())) if reference == "controls" else constant
+    if "n_samples" in table:
+        table = table[table["n_samples"] > 0].reset_index(drop=True)
+    return ProfileScores(table, constant, reasons, left_out)
 
 
 def _control_means(
@@ -334,6 +426,46 @@ def _integrity(decoded: Decoded) -> Score:
     )
 
 
+def _rescaled(decoded: Decoded) -> Score:
+    """Structural Integrity s as 2 s - 1: the distance relative to that of a prediction without effect."""
+    score = _integrity(decoded)
+    assert score.value is not None  # _integrity raises where there is none
+    parts = decoded.samples
+    units = parts.units(parts.distance, parts.maximum, offset=1.0, scale=-2.0)
+    return replace(score, value=2 * score.value - 1, chance=0.0, units=units)
+
+
+def _profile(decoded: Decoded, column: str) -> Score:
+    """Mean over perturbations of the correlation of decoded and measured effects."""
+    found = decoded.profiles
+    if column in found.reasons:
+        raise NotComputable(found.reasons[column])
+    table = found.table[found.table[column].notna()]
+    if not len(table):
+        raise NotComputable("the measured effect of every perturbation is the same for all genes")
+    values = table[column].to_numpy(dtype=float)
+    (lines, line), (names, name) = (
+        np.unique(table[key].astype(str), return_inverse=True) for key in ("cell_line", "perturbation")
+    )
+    left_out = {
+        "samples of batches without controls": found.left_out,
+        "perturbations of constant decoded effect (count as 0)": found.constant,
+        "perturbations of constant measured effect": len(found.table) - len(table),
+    }
+    return Score(
+        value=float(values.mean()),
+        chance=0.0,
+        n_samples=int(table["n_samples"].sum()),
+        n_groups=len(table),
+        group="perturbation",
+        left_out={reason: count for reason, count in left_out.items() if count},
+        notes=decoded.notes,
+        units=Units.single("perturbation", names, values)
+        if len(lines) == 1
+        else Units.crossed(("cell_line", "perturbation"), (lines, names), (line, name), values),
+    )
+
+
 def _details(decoded: Decoded) -> dict[str, pd.DataFrame]:
     moments = decoded.moments
     tables = {
@@ -349,6 +481,8 @@ def _details(decoded: Decoded) -> dict[str, pd.DataFrame]:
             }
         )
     }
+    if len(decoded.profiles.table):
+        tables["perturbations"] = decoded.profiles.table
     if isinstance(decoded.integrity, StructuralIntegrity):
         tables["batches"] = pd.DataFrame(
             {
@@ -388,6 +522,30 @@ TASK = Task(
             compute=_integrity,
             low=float("-inf"),
             headline=True,
+        ),
+        Metric(
+            name="structural_integrity_rescaled",
+            task="reconstruction",
+            label="Structural Integrity, 0 to 1",
+            summary="The same on a scale of its own: 1 exact, 0 no effect at all, below 0 worse than none.",
+            compute=_rescaled,
+            low=float("-inf"),
+        ),
+        Metric(
+            name="pearson_delta",
+            task="reconstruction",
+            label="Pearson delta",
+            summary="Correlation over genes of the decoded and the measured mean effect, mean over perturbations.",
+            compute=lambda decoded: _profile(decoded, "pearson_delta"),
+            low=-1.0,
+        ),
+        Metric(
+            name="pearson_delta_perturbed_mean",
+            task="reconstruction",
+            label="Pearson delta, perturbed mean",
+            summary="The same after subtracting the mean effect of all perturbations from every effect.",
+            compute=lambda decoded: _profile(decoded, "pearson_delta_perturbed_mean"),
+            low=-1.0,
         ),
         Metric(
             name="pearson",
@@ -433,4 +591,8 @@ TASK = Task(
     stochastic=lambda params, n_samples: params.decoder != "least_squares",
     details=_details,
     needs_expression=True,
+    ceiling=Ceiling(
+        shared_split("heldout"),
+        "half of each perturbation's heldout samples join train, the other half is decoded: both share their batches",
+    ),
 )
