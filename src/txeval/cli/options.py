@@ -67,7 +67,15 @@ def add_run_options(parser: Parser) -> None:
         help="allow embeddings without sample names, matched by order",
     )
     what.add_argument(
-        "--no-baseline", action="store_true", default=None, help="do not add the random baseline by itself"
+        "--baselines",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        help="floors and ceilings to add: random, shuffled, control_mean, ceiling (default: what the protocol says; "
+        "paper: random)",
+    )
+    what.add_argument(
+        "--no-baseline", action="store_true", default=None, help="add no floor or ceiling, the random baseline included"
     )
     what.add_argument(
         "--protocol",
@@ -193,6 +201,7 @@ def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
         "workers": args.workers,
         "overwrite": args.overwrite,
         "baseline": False if args.no_baseline else None,
+        "baselines": args.baselines,
         "positional": args.positional,
     }
     if for_run and not is_yaml and args.out is None:

@@ -36,7 +36,13 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell under the label of one model, and the plan that asked for it last."""
+    """A cell under the label of one model, and the plan that asked for it last.
+
+    Attributes
+    ----------
+    metrics
+        Those that it computes, where not all of its task.
+    """
 
     record: Record
     key: str
@@ -47,6 +53,7 @@ class Entry:
     task: str
     seed: int | None
     embedding_fingerprint: str
+    metrics: list[str] | None = None
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -189,6 +196,8 @@ def _identity(entry: Entry, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _expected(entry: Entry) -> list[str]:
+    if entry.metrics is not None:
+        return entry.metrics
     return [metric["name"] for metric in entry.record["tasks"][entry.task]["metrics"] if not metric["derived"]]
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from txeval.data import Roles
 from txeval.data.scale import SCALES
-from txeval.embed import parse_spec, rebase, resolve
+from txeval.embed import list_embedders, parse_spec, rebase, resolve
 from txeval.embed.base import EmbeddingSpec
 from txeval.embed.spec import is_precomputed
 from txeval.errors import InputError, unknown
@@ -31,8 +31,8 @@ Overwrite = Literal["never", "missing", "always"]
 #: What to do with scores that the results folder holds already.
 OVERWRITE: tuple[Overwrite, ...] = get_args(Overwrite)
 
-#: The embedder of the baseline that is added to every run.
-BASELINE = "random"
+#: The baseline that the others are divided by.
+RANDOM = "random"
 
 #: Parameters of post-processings in a protocol, with their defaults.
 _POST_PARAMS: Mapping[str, Mapping[str, Any]] = {"tvn": {"coral": True, "shrinkage": 0.5}}
@@ -65,7 +65,9 @@ class RunConfig:
     overwrite
         "missing": compute what the folder lacks; "always": everything; "never": refuse where anything is there.
     baseline
-        Whether to add the random baseline where it is not among the embeddings.
+        Whether to add floors and ceilings that are not among the embeddings.
+    baselines
+        Which: embedders such as `random` or `ceiling@of=obsm:X_scvi`; None: what the protocol says.
     positional
         Whether embeddings without sample names may be matched by order.
     max_elements
@@ -88,6 +90,7 @@ class RunConfig:
     workers: int = 1
     overwrite: Overwrite = "missing"
     baseline: bool = True
+    baselines: tuple[str, ...] | None = None
     positional: bool = False
     max_elements: int | None = None
 
@@ -118,17 +121,24 @@ class RunConfig:
         return value
 
     @property
+    def chosen_baselines(self) -> tuple[str, ...]:
+        """The floors and ceilings to be added."""
+        if not self.baseline:
+            return ()
+        return tuple(self.protocol.baselines) if self.baselines is None else self.baselines
+
+    @property
     def chosen_embeddings(self) -> tuple[EmbeddingSpec, ...]:
-        """The embeddings, with the random baseline where it is to be added and `positional` where it holds."""
+        """The embeddings, after the floors and ceilings to be added, with `positional` where it holds."""
         asked = [
             dataclasses.replace(spec, options={**spec.options, "positional": True})
             if self.positional and is_precomputed(spec.source)
             else spec
             for spec in self.embeddings
         ]
-        if self.baseline and all(spec.source != BASELINE for spec in asked):
-            asked.insert(0, parse_spec(BASELINE))
-        return tuple(asked)
+        there = {spec.source for spec in asked}
+        added = [baseline_spec(text) for text in self.chosen_baselines]
+        return (*(spec for spec in added if spec.source not in there), *asked)
 
     def post_params(self, name: str) -> dict[str, Any]:
         """All parameters of one post-processing, under the protocol."""
@@ -171,6 +181,24 @@ class RunConfig:
             if value is not None:
                 made[field.name] = value
         return made
+
+
+def baseline_spec(text: str) -> EmbeddingSpec:
+    """The embedding of a floor or a ceiling.
+
+    Raises
+    ------
+    InputError
+        It is the name of neither.
+    """
+    spec = parse_spec(text)
+    role = "" if is_precomputed(spec.source) else resolve(spec).info.role
+    if not role:
+        known = [info.name for info in list_embedders() if info.role]
+        raise unknown("floor or ceiling", spec.source, known, where="baselines")
+    if role == "ceiling" and spec.label == spec.source:
+        return dataclasses.replace(spec, label=f"replicate ceiling ({spec.options.get('of', 'pca')})")
+    return spec
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -275,10 +303,10 @@ def check_config(config: RunConfig) -> None:
 def _check_embeddings(config: RunConfig) -> None:
     if not config.embeddings:
         raise InputError("no embedding is given", remedy="give at least one: pca, obsm:KEY, or a file")
-    baselines = [spec for spec in config.embeddings if spec.source == BASELINE]
+    baselines = [spec for spec in config.embeddings if spec.source == RANDOM]
     if len(baselines) > 1:
         raise InputError(
-            f"the embedding {BASELINE} is requested {len(baselines)} times: {', '.join(s.label for s in baselines)}",
+            f"the embedding {RANDOM} is requested {len(baselines)} times: {', '.join(s.label for s in baselines)}",
             remedy="name it once; it is the baseline of the whole run",
         )
     counts = Counter(spec.label for spec in config.chosen_embeddings)
@@ -289,7 +317,7 @@ def _check_embeddings(config: RunConfig) -> None:
             sources = ", ".join(spec.source for spec in config.chosen_embeddings if spec.label == label)
             raise InputError(
                 f"{count} embeddings have the label {label!r}: {sources}",
-                remedy="give each its own: LABEL=SOURCE" + (", or leave the baseline out" if label == BASELINE else ""),
+                remedy="give each its own: LABEL=SOURCE" + (", or leave the baseline out" if label == RANDOM else ""),
             )
     for spec in config.embeddings:
         resolve(spec)
@@ -489,6 +517,7 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "workers": (_whole, "a whole number"),
     "overwrite": (_text, "one of " + ", ".join(OVERWRITE)),
     "baseline": (_flag, "true or false"),
+    "baselines": (_texts, "a list of floors and ceilings"),
     "positional": (_flag, "true or false"),
     "max_elements": (_whole, "a whole number"),
 }

@@ -265,6 +265,7 @@ class _Run:
                     "task": cell.task,
                     "seed": cell.seed,
                     "embedding_fingerprint": cell.embedding.key,
+                    **({"metrics": list(cell.metrics)} if cell.ceiling else {}),
                 }
                 for cell in plan.cells
             ],

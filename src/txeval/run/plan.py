@@ -39,6 +39,9 @@ COSTS: Mapping[str, float] = {
 }
 DEFAULT_COST = 100.0
 
+#: Raised when ceilings are computed otherwise than before.
+CEILING_VERSION = 1
+
 
 @dataclass(frozen=True)
 class EmbeddingJob:
@@ -77,6 +80,8 @@ class Cell:
         None where neither the embedding nor the task depends on one.
     metrics
         Names of the metrics that it computes.
+    ceiling
+        Whether it scores halves of the perturbations against each other; see `Task.ceiling`.
     fit_key
         Digest of everything that determines the fitted post-processing.
     """
@@ -91,6 +96,7 @@ class Cell:
     params: Params
     metrics: tuple[str, ...]
     seed: int | None
+    ceiling: bool = False
 
     @property
     def model(self) -> str:
@@ -410,7 +416,14 @@ def _cells(
     cells = []
     by_cost = sorted(tasks.items(), key=lambda item: COSTS.get(item[0], DEFAULT_COST))
     for job in jobs:
+        is_ceiling = resolve(job.spec).info.role == "ceiling"
         for name, planned in by_cost:
+            metrics = tuple(metric.name for metric in planned.metrics if metric.compute is not None)
+            if is_ceiling:
+                if planned.task.ceiling is None:
+                    continue
+                meant = planned.task.ceiling.metrics
+                metrics = metrics if meant is None else tuple(metric for metric in metrics if metric in meant)
             stochastic = planned.task.stochastic(planned.params, screen.n)
             if job.seed is not None:
                 seeds: list[int | None] = [job.seed]
@@ -419,6 +432,8 @@ def _cells(
             for post in config.chosen_post_processing:
                 fitted = {"screen": screen.fingerprint, "name": post, "params": config.post_params(post)}
                 family = {"task": planned.digest, "post_processing": fitted}
+                if is_ceiling:
+                    family["ceiling"] = {"version": CEILING_VERSION}
                 cells += [
                     Cell(
                         key=digest({**family, "embedding": job.key, "seed": seed}),
@@ -429,8 +444,9 @@ def _cells(
                         fit_key=digest({**fitted, "embedding": job.key}),
                         task=name,
                         params=planned.params,
-                        metrics=tuple(metric.name for metric in planned.metrics if metric.compute is not None),
+                        metrics=metrics,
                         seed=seed,
+                        ceiling=is_ceiling,
                     )
                     for seed in seeds
                 ]

@@ -316,10 +316,14 @@ class Worker:
             device=DEVICE,
             threads=1,
         )
+        if cell.ceiling and task.ceiling is not None:
+            inputs = task.ceiling.inputs(inputs)
         result = run_task(task, inputs, metrics)
         # What an embedder wants every score of it to say, such as that its weights were never trained.
         about = self.store.embedding_about(cell.embedding.key).get("provenance", {})
         notes = [str(note) for note in about.get("notes", [])]
+        if cell.ceiling and task.ceiling is not None:
+            notes.append(f"ceiling: {task.ceiling.summary}")
         if len(fitted.fallback_batches):
             names = [str(samples.batches[code]) for code in fitted.fallback_batches]
             shown = ", ".join(names[:10]) + (f", and {len(names) - 10} more" if len(names) > 10 else "")

@@ -23,7 +23,7 @@ from txeval.metrics.consistency import (
 )
 from txeval.tasks.base import Ceiling, Metric, Score, Task, TaskInputs
 from txeval.tasks.blocks import Blocks, RowSubset, cell_lines, subset
-from txeval.tasks.ceiling import half_means
+from txeval.tasks.ceiling import half_against_half
 
 __all__ = ["TASK", "ConsistencyParams"]
 
@@ -354,8 +354,8 @@ TASK = Task(
     # The null reads the mean expression of the target genes.
     needs_expression=True,
     ceiling=Ceiling(
-        half_means,
-        "the mean of half of each perturbation's samples against that of the other half",
+        half_against_half,
+        "pairs of the two halves of each perturbation's samples, which share their batches",
         metrics=("consistent", "consistent_adjusted"),
     ),
 )
