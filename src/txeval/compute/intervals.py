@@ -16,6 +16,7 @@ from txeval.compute.arrays import F64, Bools, Ints, Strings
 from txeval.errors import NotComputable
 
 __all__ = [
+    "CONTROLS",
     "MAX_CELLS",
     "MIN_UNITS",
     "UNITS_VERSION",
@@ -31,8 +32,15 @@ __all__ = [
     "units_to_frame",
 ]
 
-#: A factor with fewer levels than this is not resampled: it would say more about luck than about the score.
+#: Where no factor has so many levels there is no interval: it would say more about luck than about the score.
 MIN_UNITS = 5
+
+#: A second factor with fewer levels than this is taken as given.
+MIN_LEVELS = 2
+
+#: Start of the names of levels that are no draw from a population but the design of a screen: the controls of a batch.
+#: What tells them apart from the other levels is not spread.
+CONTROLS = "controls of batch "
 
 #: Crossed contributions are kept in at most about so many cells; see `Units.crossed`.
 MAX_CELLS = 50_000
@@ -357,11 +365,18 @@ def _categories(labels: Strings, codes: Ints) -> pd.Categorical:
 
 
 def _grouped(labels: Strings, n_groups: int, factor: str) -> tuple[Strings, Ints]:
-    """Random groups of levels that depend on their names alone: (names of the groups, group of each level)."""
-    digests = [hashlib.blake2b(str(label).encode("utf-8", "surrogatepass"), digest_size=8).digest() for label in labels]
-    group = np.asarray([int.from_bytes(item, "big") % n_groups for item in digests], dtype=np.int64)
-    there, inverse = np.unique(group, return_inverse=True)
-    names = np.asarray([f"{factor} group {number + 1} of {n_groups}" for number in there], dtype=str)
+    """Random groups of levels that depend on their names alone: (names of the groups, group of each level).
+
+    Controls stay apart.
+    """
+
+    def name(label: str) -> str:
+        if label.startswith(CONTROLS):
+            return label
+        made = hashlib.blake2b(label.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return f"{factor} group {int.from_bytes(made, 'big') % n_groups + 1} of {n_groups}"
+
+    names, inverse = np.unique(np.asarray([name(str(label)) for label in labels], dtype=str), return_inverse=True)
     return names, np.asarray(inverse, dtype=np.int64).reshape(-1)
 
 
@@ -461,7 +476,7 @@ class Spread:
     unit
         What varies, as text.
     fixed
-        Factors taken as given, because they have fewer than `MIN_UNITS` levels: "4 batches".
+        Factors taken as given, because they have one level: "1 batch".
     """
 
     value: float
@@ -472,16 +487,22 @@ class Spread:
     fixed: tuple[str, ...] = ()
 
 
-def _jackknife(influence: F64, share: F64, codes: Ints, n: int) -> tuple[float, int]:
-    """Delete-one variance over levels, exact for a ratio: (variance, levels that contribute)."""
+def _clustered(influence: F64, share: F64, codes: Ints, n: int, apart: Bools | None = None) -> tuple[float, int]:
+    """Variance of sums over levels, and how many levels hold more than one contribution.
+
+    A residual about a mean is too small by the share of its level in that mean, hence the division by 1 - share (Bell
+    and McCaffrey 2002). Where some contributions are `apart` (controls), sums are taken about the mean of their kind.
+    """
     moved = np.bincount(codes, weights=influence, minlength=n)
     part = np.bincount(codes, weights=share, minlength=n)
-    levels = len(np.unique(codes))
-    if levels < 2:
-        return float("nan"), levels
-    # A level that holds (nearly) the whole denominator leaves no score when it is deleted.
-    changed = moved / np.maximum(1 - part, 0.5)
-    return float((levels - 1) / levels * (changed @ changed)), levels
+    number = np.bincount(codes, minlength=n)
+    if apart is not None and apart.any() and not apart.all():
+        control = np.bincount(codes, weights=apart, minlength=n) > 0
+        for kind in (control & (number > 0), ~control & (number > 0)):
+            moved[kind] -= moved[kind].mean()
+    # A level that holds (nearly) the whole denominator leaves nothing to compare it with.
+    variance = float((moved**2 / np.maximum(1 - part, 0.5)).sum())
+    return variance, int(np.count_nonzero(number > 1))
 
 
 def _counted(name: str, count: int) -> str:
@@ -490,12 +511,11 @@ def _counted(name: str, count: int) -> str:
 
 
 def spread(units: Units) -> Spread:
-    """Variance of a score: delete-one jackknife over one factor; of two factors `V_a + V_b - V_ab`.
+    """Variance of a score from its linearised contributions: of two factors `V_a + V_b - V_ab`.
 
-    With contributions crossed by two factors the variance of sums over each, less that of the cells, which both
-    hold (Cameron, Gelbach and Miller 2011), and never less than either alone. Of pairs, the variance of the sums over
-    each unit less that of the pairs (Fafchamps and Gubert 2007). A factor of fewer than `MIN_UNITS` levels is taken as
-    given.
+    With contributions crossed by two factors it is the variance of the sums over each, less that of the cells, which
+    both hold (Cameron, Gelbach and Miller 2011), and never less than either alone. Of pairs, the variance of the sums
+    over each unit less that of the pairs (Fafchamps and Gubert 2007). Degrees of freedom after Satterthwaite.
 
     Raises
     ------
@@ -503,36 +523,39 @@ def spread(units: Units) -> Spread:
         Where no factor has `MIN_UNITS` levels.
     """
     counts = {name: units.n_levels(name) for name in units.pools}
-    fixed = tuple(_counted(name, count) for name, count in counts.items() if count < MIN_UNITS)
-    if len(fixed) == len(counts):
+    if max(counts.values()) < MIN_UNITS:
         few = " and ".join(_counted(name, count) for name, count in counts.items())
         raise NotComputable(f"no interval: {few}, {MIN_UNITS} needed")
+    fixed = tuple(name for name, count in counts.items() if count < MIN_LEVELS)
+    given = tuple(_counted(name, counts[name]) for name in fixed)
     if fixed:
-        units = units.without(next(name for name, count in counts.items() if count < MIN_UNITS))
+        units = units.without(fixed[0])
     influence, share = units.influence, units.share
     text = " x ".join(units.pools)
+    cells = np.arange(len(influence))
+    apart = np.char.startswith(units.labels[-1].astype(str), CONTROLS)[units.codes[-1]]
+    cell, _ = _clustered(influence, share, cells, len(cells), apart)
+    most = max(counts.values())
+    if len(units.factors) == 1:
+        return Spread(units.value, cell, float(len(cells) - 1), most, text, given)
     if units.dyadic:
-        n = len(units.labels[0])
-        both = np.concatenate(units.codes)
-        node, levels = _jackknife(np.tile(influence, 2), np.tile(share, 2), both, n)
-        pair, _ = _jackknife(influence, share, np.arange(len(influence)), len(influence))
-        variance = max(node - pair, pair) if np.isfinite(pair) else node
+        both, n = np.concatenate(units.codes), len(units.labels[0])
+        node, _ = _clustered(np.tile(influence, 2), np.tile(share, 2), both, n)
         part = np.bincount(both, weights=np.tile(share, 2) / 2, minlength=n)
-        return Spread(units.value, variance, max(1.0, 1 / float(part @ part) - 1), levels, text, fixed)
-    sides = [
-        _jackknife(influence, share, codes, len(labels))
-        for codes, labels in zip(units.codes, units.labels, strict=True)
-    ]
-    levels = max(count for _, count in sides)
-    if len(sides) == 1:
-        return Spread(units.value, sides[0][0], float(levels - 1), levels, text, fixed)
-    cell, _ = _jackknife(influence, share, np.arange(len(influence)), len(influence))
-    (one, n_one), (other, n_other) = sides
-    variance = max(one + other - cell, one, other)
-    # Satterthwaite: each of the two is known to its own number of levels.
-    below = one**2 / (n_one - 1) + other**2 / (n_other - 1)
-    df = max(float(min(n_one, n_other) - 1), variance**2 / below) if below > 0 else float(min(n_one, n_other) - 1)
-    return Spread(units.value, variance, df, levels, text, fixed)
+        return Spread(units.value, max(node - cell, cell), max(1.0, 1 / float(part @ part) - 1), most, text, given)
+    variances, below, smallest = [], 0.0, float("inf")
+    for side, (codes, labels) in enumerate(zip(units.codes, units.labels, strict=True)):
+        variance, levels = _clustered(influence, share, codes, len(labels), apart if side else None)
+        variances.append(variance)
+        if levels > 1:
+            below += variance**2 / (levels - 1)
+            smallest = min(smallest, levels - 1.0)
+    variance = max(sum(variances) - cell, *variances)
+    if not np.isfinite(smallest):
+        # No level of either factor holds two cells: the cells are independent.
+        return Spread(units.value, cell, float(len(cells) - 1), most, text, given)
+    df = max(smallest, variance**2 / below) if below > 0 else smallest
+    return Spread(units.value, variance, df, most, text, given)
 
 
 # Intervals
@@ -592,7 +615,7 @@ def interval(
         found = spread(units)
     except NotComputable as why:
         return Interval(float("nan"), float("nan"), " x ".join(units.pools), "", str(why))
-    note = "".join(f"{few} taken as given: {MIN_UNITS} needed to resample them" for few in found.fixed)
+    note = "".join(f"{few} taken as given" for few in found.fixed)
     variance = found.variance + extra_variance
     if not (np.isfinite(variance) and np.isfinite(found.value)):
         return Interval(float("nan"), float("nan"), found.unit, "", "no interval: its variance is not a number")
@@ -602,9 +625,9 @@ def interval(
         low, high = float("-inf"), float("inf")
     if np.isfinite(low) and np.isfinite(high):
         bounds = _wilson(found.value, variance, low, high, t, found.n_units)
-        return Interval(*bounds, found.unit, "jackknife, Wilson", note)
+        return Interval(*bounds, found.unit, "clustered, Wilson", note)
     half = t * float(np.sqrt(variance))
-    return Interval(max(low, found.value - half), min(high, found.value + half), found.unit, "jackknife, t", note)
+    return Interval(max(low, found.value - half), min(high, found.value + half), found.unit, "clustered, t", note)
 
 
 def _wilson(value: float, variance: float, low: float, high: float, t: float, n_units: int) -> tuple[float, float]:
@@ -627,7 +650,7 @@ def _wilson(value: float, variance: float, low: float, high: float, t: float, n_
 
 
 def p_value(units: Units, null: float = 0.0) -> float:
-    """Two-sided p-value of a score, such as a difference, being `null`: t of the jackknife variance.
+    """Two-sided p-value of a score, such as a difference, being `null`: t of the clustered variance.
 
     Raises
     ------

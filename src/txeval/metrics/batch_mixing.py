@@ -32,8 +32,11 @@ class IlisiScores:
         (n,) float64, 1 to the number of batches.
     lent
         (n_batches,) float64, sums to 0: what each batch adds to the sum of all scores by being around, in the linear
-        approximation: :math:`\sum_i s_i (2 q_{ib} - s_i q_{ib}^2 - 1/B)`, q the shares of batches among neighbours.
-        A batch is in the score twice, as the batch of samples and as that of neighbours: an interval needs both.
+        approximation. A batch is in the score twice, as the batch of samples and as that of neighbours: an interval
+        needs both. With q the shares of the batches among the neighbours of i, :math:`N = \sum_j p_j^2` what these
+        give by being finitely many, which no batch changes, and :math:`a_b = (q_b^2 - \sum_{j \in b} p_j^2) / (1 - N)`
+        the probability that two different neighbours are both of b (A in all): :math:`-s_i^2 (1 - N) (a_b - 2 q_b A +
+        A / B)`, the derivative in the number of batches like b at B batches in all.
     expected, expected_lent
         The same under perfect mixing: means over random relabellings of the samples with the same batch sizes, on the
         same neighbours and weights. Empty where none was asked for.
@@ -69,6 +72,7 @@ def _inverse_simpson(
     target = np.log(perplexity)
     p = np.empty(k)
     share = np.zeros(n_batches)
+    squares = np.zeros(n_batches)
     for i in range(m):
         # Subtracting the smallest distance leaves p and its entropy as they are, and keeps the sum above 0.
         nearest = np.float64(distances[i, 0])
@@ -92,17 +96,24 @@ def _inverse_simpson(
                 beta = beta / 2 if low == -np.inf else (beta + low) / 2
         for r in range(len(labels)):
             for j in range(k):
-                share[labels[r, indices[i, j]]] += p[j] / total
+                c = labels[r, indices[i, j]]
+                weight = p[j] / total
+                share[c] += weight
+                squares[c] += weight * weight
             simpson = 0.0
+            alone = 0.0
             for c in range(n_batches):
                 simpson += share[c] ** 2
+                alone += squares[c]
             score = max(1.0, 1.0 / simpson)
             row = min(r, 1)
             out[row, i] += score
             for c in range(n_batches):
-                q = share[c]
-                lent[row, c] += score * (2.0 * q - score * q * q - 1.0 / n_batches)
+                both = share[c] ** 2 - squares[c]
+                rest = simpson - alone
+                lent[row, c] -= score * score * (both - 2.0 * share[c] * rest + rest / n_batches)
                 share[c] = 0.0
+                squares[c] = 0.0
 
 
 def _relabelled(X: Rows, codes: Ints, draws: int, seed: int) -> Ints:

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import Ints, Rows, Strings
-from txeval.compute.intervals import Units
+from txeval.compute.arrays import F64, Ints, Rows, Strings
+from txeval.compute.intervals import CONTROLS, Units
 from txeval.compute.random import stream
 from txeval.data.samples import Samples
 from txeval.errors import NotComputable
 
 __all__ = [
+    "Ceiling",
     "Expression",
     "Metric",
     "Params",
@@ -25,6 +26,8 @@ __all__ = [
     "Task",
     "TaskInputs",
     "TaskResult",
+    "batch_and_perturbation",
+    "crossed_units",
     "run_task",
 ]
 
@@ -87,6 +90,38 @@ class TaskInputs:
     def rng(self, *names: str | int) -> np.random.Generator:
         """Random stream for (seed, names)."""
         return stream(self.seed, *names)
+
+
+def batch_and_perturbation(samples: Samples, rows: Ints) -> tuple[tuple[Strings, Strings], tuple[Ints, Ints]]:
+    """Labels and codes of the units of some samples: batches, and perturbations with the controls apart.
+
+    The controls of every batch are a level of their own: that there are controls is the design of a screen and not a
+    draw of one more perturbation, so they vary with the batches alone.
+
+    Returns
+    -------
+    (labels, codes)
+        (batches, perturbations) each; see `crossed_units`.
+    """
+    names = np.asarray(samples.perturbations).astype(str)
+    batches = np.asarray(samples.batches).astype(str)
+    batch = samples.batch[rows]
+    level = np.where(samples.is_control[rows], len(names) + batch, samples.perturbation[rows])
+    controls = np.asarray([CONTROLS + name for name in batches], dtype=str)
+    return (batches, np.concatenate([names, controls])), (batch, level.astype(np.int64))
+
+
+def crossed_units(
+    labels: tuple[Strings, Strings],
+    codes: tuple[Ints, Ints],
+    numerator: F64,
+    denominator: F64 | None = None,
+    *,
+    offset: float = 0.0,
+    scale: float = 1.0,
+) -> Units:
+    """Contributions of samples by the levels of `batch_and_perturbation`."""
+    return Units.crossed(("batch", "perturbation"), labels, codes, numerator, denominator, offset=offset, scale=scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,6 +203,25 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Ceiling:
+    """How a level scores what the noise of the data allows: half of each perturbation's samples against the other.
+
+    Attributes
+    ----------
+    inputs
+        TaskInputs -> those under which the level gives its ceiling; raises NotComputable.
+    summary
+        What is held against what, as a remark of every score.
+    metrics
+        Metrics that then mean something; None for all.
+    """
+
+    inputs: Callable[[TaskInputs], TaskInputs]
+    summary: str
+    metrics: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
 class Task:
     """One level of the benchmark, as data.
 
@@ -187,6 +241,8 @@ class Task:
         Prepared -> tables to keep: name ("perturbations", "genes", ...) -> frame.
     needs_expression
         Whether it reads the expression matrix (the cell is then keyed on it).
+    ceiling
+        How it scores the ceiling; None where it has none.
     """
 
     name: str
@@ -201,6 +257,7 @@ class Task:
     details: Callable[[Prepared], Mapping[str, pd.DataFrame]] | None = None
     needs_expression: bool = False
     needs_relations: bool = False
+    ceiling: Ceiling | None = None
     version: int = 1
 
 
