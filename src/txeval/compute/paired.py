@@ -24,6 +24,9 @@ __all__ = ["Difference", "Matched", "Ranking", "difference", "holm", "match", "r
 #: One score: its units, once for each seed that it depends on.
 Seeds = Sequence[Units]
 
+#: A second factor with fewer levels is taken as given: two of them tell next to nothing of how much they vary.
+FEW = 3
+
 #: Chance to see a difference of the smallest detectable size.
 POWER = 0.8
 
@@ -99,8 +102,8 @@ def match(scores: Sequence[Seeds]) -> Matched:
     width = len(pools[-1])
     codes = tuple(np.divmod(common, max(1, width))) if len(factors) == 2 else (common,)
     counts = _counts(factors, codes, dyadic=dyadic)
-    few = [name for name, number in counts.items() if number < MIN_UNITS]
-    if len(few) == len(counts):
+    few = [name for name, number in counts.items() if number < FEW]
+    if max(counts.values()) < MIN_UNITS:
         there = " and ".join(f"{number} of {name}" for name, number in counts.items())
         raise NotComputable(f"too few units in common: {there}; {MIN_UNITS} are needed")
     influence = np.empty((len(every), len(common)))
@@ -119,7 +122,7 @@ def match(scores: Sequence[Seeds]) -> Matched:
     fixed = ""
     if few:
         # Levels of the other factor alone; what these few would vary by is not in the comparison.
-        fixed = f"{few[0]} taken as given (levels in common: {counts[few[0]]}; needed to resample: {MIN_UNITS})"
+        fixed = f"{counts[few[0]]} {few[0]} taken as given"
         stay = 1 - factors.index(few[0])
         factors, counts = (factors[stay],), {factors[stay]: counts[factors[stay]]}
         levels, place_of = np.unique(codes[stay], return_inverse=True)
