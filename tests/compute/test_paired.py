@@ -151,6 +151,7 @@ def test_cells_that_one_score_lacks_are_left_out_and_counted() -> None:
         other.denominator[keep],
     )
     found = difference([one], [less])
+    assert found.units == "8 batches x 30 perturbations"
     assert found.left_out["cells of batch x perturbation that some scores lack"] == int((~keep).sum())
     assert found.second == pytest.approx(less.value)
 
@@ -165,7 +166,7 @@ def test_a_factor_of_two_levels_is_taken_as_given_and_said() -> None:
     one, other = screen(np.random.default_rng(0), 2, 40, (0.1, 0.1, 0.1))
     found = difference([one], [other])
     assert found.counts.keys() == {"perturbation"}
-    assert found.note == "2 batch taken as given"
+    assert found.note == "2 batches taken as given"
     with pytest.raises(NotComputable, match="3 of batch and 4 of perturbation"):
         difference(*([units] for units in screen(np.random.default_rng(0), 3, 4, (0.1, 0.1, 0.1))))
 

@@ -122,7 +122,7 @@ def match(scores: Sequence[Seeds]) -> Matched:
     fixed = ""
     if few:
         # Levels of the other factor alone; what these few would vary by is not in the comparison.
-        fixed = f"{counts[few[0]]} {few[0]} taken as given"
+        fixed = f"{_counted(few[0], counts[few[0]])} taken as given"
         stay = 1 - factors.index(few[0])
         factors, counts = (factors[stay],), {factors[stay]: counts[factors[stay]]}
         levels, place_of = np.unique(codes[stay], return_inverse=True)
@@ -133,6 +133,10 @@ def match(scores: Sequence[Seeds]) -> Matched:
     codes = _dense(codes, dyadic=dyadic)
     made = Matched(factors, codes, counts, values, influence, weight, np.zeros(len(every)), left_out, fixed)
     return _over_seeds(made, [len(seeds) for seeds in scores])
+
+
+def _counted(name: str, number: int) -> str:
+    return f"{number:,} {name}" + ("" if number == 1 else "es" if name.endswith("ch") else "s")
 
 
 def _named(factors: Sequence[str]) -> str:
@@ -330,8 +334,8 @@ class Difference:
 
     @property
     def units(self) -> str:
-        """The units, as text: "35 batch x 412 perturbation"."""
-        return " x ".join(f"{number:,} {name}" for name, number in self.counts.items())
+        """The units, as text: "35 batches x 412 perturbations"."""
+        return " x ".join(_counted(name, number) for name, number in self.counts.items())
 
 
 def difference(first: Seeds, second: Seeds, *, level: float = 0.95) -> Difference:

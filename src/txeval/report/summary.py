@@ -94,6 +94,7 @@ def questions(
     post_processing: str | None = None,
     choice: str | None = None,
     rank: bool = True,
+    rank_references: bool = False,
 ) -> Iterator[Question]:
     """Scores of all models, question by question, in the order of the levels.
 
@@ -109,8 +110,8 @@ def questions(
         The same one for every model, instead of a choice.
     choice
         "best" or "cross_fitted" instead of what the protocol says.
-    rank
-        Whether to rank the models.
+    rank, rank_references
+        Whether to rank the models, and floors and ceilings with them.
     """
     cells = aggregate(scores)
     info = catalogue(cells)
@@ -156,7 +157,7 @@ def questions(
                 _label(entry, subset, [key for key in shown if key[0] == task]),
                 chosen,
             )
-            yield _ranked(made) if rank and results is not None else made
+            yield _ranked(made, references=rank_references) if rank and results is not None else made
 
 
 def _pairs(part: pd.DataFrame) -> list[tuple[str, str]]:
@@ -270,8 +271,12 @@ def _interval(units: Sequence[Units], entry: MetricInfo) -> dict[str, Any]:
     return {"low": found.low, "high": found.high, "interval_unit": found.unit, "interval_note": found.note}
 
 
-def _ranked(question: Question) -> Question:
-    scored = [chosen for chosen in question.models.values() if not chosen.role and not math.isnan(chosen.value)]
+def _ranked(question: Question, *, references: bool) -> Question:
+    scored = [
+        chosen
+        for chosen in question.models.values()
+        if (references or not chosen.role) and not math.isnan(chosen.value)
+    ]
     if len(scored) < 2:
         return question
     able = [chosen for chosen in scored if chosen.units]
