@@ -43,14 +43,12 @@ class Population:
         Shift of a batch per dimension, in units of the noise of a cell.
     potency_sd
         Log-normal spread of the strength of all perturbations over batches.
-    same_batches
-        Whether all screens have the same batches: the question that an interval over perturbations alone answers.
     """
 
     name: str
     batches: int = 24
-    perturbations: int = 40
-    cells: float = 1.5
+    perturbations: int = 64
+    cells: float = 1.0
     controls: float = 12
     effect: float = 2.0
     effect_sd: float = 0.5
@@ -58,21 +56,18 @@ class Population:
     program: int = 4
     batch_sd: float = 0.5
     potency_sd: float = 0.2
-    same_batches: bool = False
 
 
 POPULATIONS: tuple[Population, ...] = (
     Population("middle"),
     Population("weak effects", effect=0.7, silent=0.5),
     Population("strong effects", effect=5.0, silent=0.0),
-    Population("few perturbations", perturbations=16, cells=3.0),
-    Population("many perturbations", perturbations=120, cells=0.6),
-    Population("many batches", batches=60, cells=0.6, controls=6),
-    Population("strong batch effects", batch_sd=2.0, potency_sd=0.5),
     Population("no effects", effect=0.0, silent=1.0),
-    Population("few batches", batches=12, cells=3.0, controls=20),
-    Population("no programs", program=1),
-    Population("few perturbations, no programs", perturbations=16, cells=3.0, program=1),
+    Population("few perturbations", perturbations=32, cells=2.0),
+    Population("many perturbations", perturbations=160, cells=0.5),
+    Population("few batches", batches=12, cells=2.0, controls=20),
+    Population("many batches", batches=60, cells=0.5, controls=6),
+    Population("strong batch effects", batch_sd=2.0, potency_sd=0.5),
 )
 
 
@@ -101,16 +96,15 @@ def draw(population: Population, number: int) -> TaskInputs:
     Names of batches and perturbations are new in every screen, so that nothing that is keyed on names repeats.
     """
     rng = stream(number, "screen", population.name)
-    of_batches = stream(0, "batches", population.name) if population.same_batches else rng
     of_measured = stream(0, "measured", population.name)
     b, p, d = population.batches, population.perturbations, N_DIMENSIONS
 
-    shift = population.batch_sd * of_batches.standard_normal((b, d))
-    potency = np.exp(population.potency_sd * of_batches.standard_normal(b))
-    size = np.exp(0.3 * of_batches.standard_normal(b))
+    shift = population.batch_sd * rng.standard_normal((b, d))
+    potency = np.exp(population.potency_sd * rng.standard_normal(b))
+    size = np.exp(0.3 * rng.standard_normal(b))
     program = np.arange(p) // population.program
     common = rng.standard_normal((program[-1] + 1, d))[program]
-    direction = common + 0.7 * rng.standard_normal((p, d))
+    direction = 0.7 * common + rng.standard_normal((p, d))
     direction /= np.linalg.norm(direction, axis=1, keepdims=True)
     length = population.effect * np.exp(population.effect_sd * rng.standard_normal(p))
     length[rng.random(p) < population.silent] = 0.0
@@ -131,7 +125,7 @@ def draw(population: Population, number: int) -> TaskInputs:
     tag = int(rng.integers(1_000_000_000))
     genes = np.asarray([f"G{tag}_{i:04d}" for i in range(p)])
     perturbations = np.append(genes, "zz-control")
-    batches = np.asarray([f"batch_{i:03d}" if population.same_batches else f"batch_{tag}_{i:03d}" for i in range(b)])
+    batches = np.asarray([f"batch_{tag}_{i:03d}" for i in range(b)])
     samples = Samples(
         perturbation=label.astype(np.int64),
         perturbations=perturbations,

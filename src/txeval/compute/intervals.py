@@ -23,6 +23,7 @@ __all__ = [
     "Interval",
     "Spread",
     "Units",
+    "adjusted_share_interval",
     "combine",
     "difference",
     "interval",
@@ -646,7 +647,35 @@ def _wilson(value: float, variance: float, low: float, high: float, t: float, n_
     square = t * t * inverse
     centre = (p + square / 2) / (1 + square)
     half = t / (1 + square) * float(np.sqrt(p * (1 - p) * inverse + t * t * inverse**2 / 4))
-    return low + width * max(0.0, centre - half), low + width * min(1.0, centre + half)
+    # At an edge of the range the bound is the edge itself, not its rounding.
+    below = 0.0 if p <= 1e-12 else max(0.0, centre - half)
+    above = 1.0 if p >= 1 - 1e-12 else min(1.0, centre + half)
+    return low + width * below, low + width * above
+
+
+def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level: float = 0.95) -> Interval:
+    """Interval of the share of p-values below `alpha` after Benjamini-Hochberg.
+
+    With F the distribution of the p-values, the share R that is adjusted to below alpha solves F(alpha R) = R. The
+    interval holds every r for which the share of p-values up to alpha r could be a draw of as many hits with
+    probability r (Wilson): it does not collapse where no p-value is adjusted to below alpha, and it knows that the
+    threshold moves with the share.
+
+    Parameters
+    ----------
+    p
+        (n,) p-values before the adjustment, of independent units; NaN ones are not counted.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    values = np.sort(values[np.isfinite(values)])
+    n = len(values)
+    if n < MIN_UNITS:
+        return Interval(float("nan"), float("nan"), unit, "", f"no interval: {_counted(unit, n)}, {MIN_UNITS} needed")
+    t = float(stats.t.ppf((1 + level) / 2, n - 1))
+    r = np.linspace(0, 1, 2001)
+    share = np.searchsorted(values, alpha * r, side="right") / n
+    possible = r[np.abs(share - r) <= t * np.sqrt(r * (1 - r) / n) + 1e-12]
+    return Interval(float(possible[0]), float(possible[-1]), unit, "inverted Benjamini-Hochberg, Wilson")
 
 
 def p_value(units: Units, null: float = 0.0) -> float:

@@ -16,7 +16,7 @@ from txeval.compute.neighbours import finite_rows
 from txeval.compute.random import stream
 from txeval.compute.softmax import standardisation, true_class_ranks_of
 from txeval.errors import InputError, NotComputable
-from txeval.metrics.knn import codes_in, commonest_share
+from txeval.metrics.knn import MAX_AHEAD, codes_in, commonest_share
 
 __all__ = ["WEIGHT_DECAYS", "convergent_probe", "validation_rows"]
 
@@ -151,7 +151,8 @@ def convergent_probe(
         notes.append(f"stopped after {max_iterations} iterations, before it converged")
     if n_unknown:
         notes.append(f"{n_unknown} test samples have a label that the training set lacks: they count as wrong")
-    rank = true_class_ranks_of(fit.classifier, test, truth, device=device, threads=threads)
+    ahead = np.empty((m, MAX_AHEAD), dtype=np.int64)
+    rank = true_class_ranks_of(fit.classifier, test, truth, device=device, threads=threads, ahead=ahead)
     right = rank < 1
     own, _ = encode(y_test, m, name="y_test")
     return {
@@ -160,6 +161,7 @@ def convergent_probe(
         "top1_balanced": float(pd.Series(right).groupby(own).mean().mean()),
         "majority": commonest_share(codes, truth, len(classes)),
         "rank": rank,
+        "ahead": ahead,
         "n_train": int(n),
         "n_test": int(m),
         "n_classes": len(classes),

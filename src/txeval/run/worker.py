@@ -351,7 +351,11 @@ class Worker:
     def _row(self, cell: Cell, metric: Metric, score: Score, notes: list[str]) -> dict[str, Any]:
         row: dict[str, Any] = {
             "metric": metric.name,
-            **{item.name: getattr(score, item.name) for item in dataclasses.fields(score) if item.name != "units"},
+            **{
+                item.name: getattr(score, item.name)
+                for item in dataclasses.fields(score)
+                if item.name not in ("units", "interval")
+            },
             "status": "ok" if score.value is not None else "failed",
             "reason": score.reason if score.value is None else "",
             "left_out": {str(reason): int(count) for reason, count in score.left_out.items()},
@@ -364,9 +368,12 @@ class Worker:
         }
         if score.value is None:
             return row
-        if score.units is None:
+        found = score.interval
+        if found is None and score.units is None:
             return {**row, "interval_note": "the metric has no resampling units"}
-        found = interval(score.units, low=metric.low, high=metric.high)
+        if found is None and score.units is not None:
+            found = interval(score.units, low=metric.low, high=metric.high)
+        assert found is not None  # one of the two was there
         return {
             **row,
             "low": found.low,

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import F64, Ints, Strings
-from txeval.compute.intervals import Units
+from txeval.compute.arrays import Ints, Strings
+from txeval.compute.intervals import CONTROLS, Units
 from txeval.errors import NotComputable
 from txeval.metrics.knn import constant_accuracy
 from txeval.tasks.base import Score, crossed_units
@@ -25,6 +25,8 @@ class Ranked:
     ----------
     rank, truth
         (m,) per test sample: rank of its class, code of its class into `classes`.
+    ahead
+        (m, 5) codes of the classes before the true one, where these are 5 or fewer, else -1.
     unit_labels, unit_codes
         Batches and perturbations of the test samples as units; see `batch_and_perturbation`.
     train_counts
@@ -37,6 +39,7 @@ class Ranked:
     rank: Ints
     truth: Ints
     classes: Strings
+    ahead: Ints
     unit_labels: tuple[Strings, Strings]
     unit_codes: tuple[Ints, Ints]
     train_counts: Ints
@@ -74,6 +77,7 @@ def joined(parts: Sequence[Ranked], notes: tuple[str, ...]) -> Ranked:
         first,
         rank=np.concatenate([part.rank for part in parts]),
         truth=np.concatenate([part.truth for part in parts]),
+        ahead=np.concatenate([part.ahead for part in parts]),
         unit_codes=(
             np.concatenate([part.unit_codes[0] for part in parts]),
             np.concatenate([part.unit_codes[1] for part in parts]),
@@ -101,7 +105,7 @@ def accuracy(ranked: Ranked, top: int) -> Score:
         group="perturbation",
         left_out=ranked.left_out,
         notes=ranked.notes,
-        units=_crossed(ranked, hits),
+        units=_crossed(ranked, top),
     )
 
 
@@ -119,16 +123,44 @@ def balanced_accuracy(ranked: Ranked, top: int = 1) -> Score:
         group="perturbation",
         left_out=ranked.left_out,
         notes=ranked.notes,
-        units=_crossed(ranked, (ranked.rank < top).astype(np.float64), balanced=True),
+        units=_crossed(ranked, top, balanced=True),
     )
 
 
-def _crossed(ranked: Ranked, hits: F64, *, balanced: bool = False) -> Units:
-    """Hits by batch and class; balanced: every class weighs the same."""
-    weight = np.ones(len(hits))
+def _crossed(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
+    """Contributions by batch and class; balanced: every class weighs the same.
+
+    A class is in an accuracy twice: by its own samples, and by those of others that it takes. Without it, the samples
+    that are just not right because it is among the classes before theirs would be; so much does it contribute to the
+    loss. The loss that all classes together make, which goes with their number, is shared out evenly within each batch,
+    so that the sums of contributions over batches are those of the hits.
+    """
+    weight = np.ones(len(ranked.rank))
     if balanced:
         weight /= np.bincount(ranked.truth, minlength=len(ranked.classes))[ranked.truth]
-    return crossed_units(ranked.unit_labels, ranked.unit_codes, hits * weight, weight)
+    hits = (ranked.rank < top) * weight
+    labels, codes = ranked.unit_labels, ranked.unit_codes
+    apart = np.char.startswith(labels[1].astype(str), CONTROLS)
+    # A class as a competitor is the level of its samples; that of the controls is one per batch, which is not drawn.
+    level = np.full(len(ranked.classes), -1, dtype=np.int64)
+    level[ranked.truth] = codes[1]
+    level[np.isin(level, np.flatnonzero(apart))] = -1
+    next_, taken_by = np.nonzero((ranked.rank == top)[:, None] & (ranked.ahead >= 0))
+    taker = level[ranked.ahead[next_, taken_by]]
+    next_, taker = next_[taker >= 0], taker[taker >= 0]
+    lost = weight[next_]
+    # Every class the same, whatever the number of its samples.
+    even = ~apart[codes[1]] / np.bincount(codes[1])[codes[1]]
+    number = len(labels[0])
+    inside = np.bincount(codes[0], weights=even, minlength=number)
+    gone = np.bincount(codes[0][next_], weights=lost, minlength=number)
+    shared = even * (gone / np.where(inside > 0, inside, 1.0))[codes[0]]
+    return crossed_units(
+        labels,
+        (np.concatenate([codes[0], codes[0][next_]]), np.concatenate([codes[1], taker])),
+        np.concatenate([hits + shared, -lost]),
+        np.concatenate([weight, np.zeros(len(lost))]),
+    )
 
 
 def perturbation_table(ranked: Ranked) -> pd.DataFrame:

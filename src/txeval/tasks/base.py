@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import F64, Ints, Rows, Strings
-from txeval.compute.intervals import CONTROLS, Units
+from txeval.compute.intervals import CONTROLS, Interval, Units
 from txeval.compute.random import stream
 from txeval.data.samples import Samples
 from txeval.errors import NotComputable
@@ -139,7 +139,9 @@ class Score:
     left_out
         Reason -> how many were left out for it.
     units
-        Contributions per resampling unit, for intervals.
+        Contributions per resampling unit, for intervals and comparisons.
+    interval
+        Where it is not the one that follows from `units`.
     """
 
     value: float | None = None
@@ -154,6 +156,7 @@ class Score:
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     units: Units | None = None
+    interval: Interval | None = None
 
     def __post_init__(self) -> None:
         if self.value is not None and not np.isfinite(self.value):
@@ -186,6 +189,8 @@ class Metric:
     multiple_of
         Of a derived metric: the metric of the same task of which each of its rows is a multiple, so that the units
         of that one are its units too.
+    asked
+        Parameters of the task -> whether they ask for the metric; None: always. One that is not asked for has no row.
     """
 
     name: str
@@ -199,6 +204,7 @@ class Metric:
     high: float = 1.0
     headline: bool = False
     multiple_of: str = ""
+    asked: Callable[[Params], bool] | None = None
     version: int = 1
 
 
@@ -281,9 +287,13 @@ def run_task(task: Task, inputs: TaskInputs, metrics: Sequence[Metric]) -> TaskR
 
     Returns
     -------
-    A score or a reason for every metric that is not derived; never an exception for what a screen lacks.
+    A score or a reason for every metric that is asked for and not derived; never an exception for what a screen lacks.
     """
-    wanted = [metric for metric in metrics if metric.compute is not None]
+    wanted = [
+        metric
+        for metric in metrics
+        if metric.compute is not None and (metric.asked is None or metric.asked(inputs.params))
+    ]
     try:
         prepared = task.prepare(inputs)
     except NotComputable as why:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import F64, Ints
-from txeval.compute.intervals import Units
+from txeval.compute.intervals import Interval, Units, adjusted_share_interval
 from txeval.errors import NotComputable
 from txeval.metrics.consistency import (
     MAX_SET,
@@ -297,8 +297,32 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
         group="perturbation",
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=(*found.notes, *(found.magnitude_notes if column.startswith("magnitude") else ())),
-        units=_units(table[scored], hits),
+        units=_units(table[scored], _contributions(table[scored], column, hits, params.alpha)),
+        interval=_interval(table[scored], column, params.alpha),
     )
+
+
+def _interval(table: pd.DataFrame, column: str, alpha: float) -> Interval | None:
+    """Interval of an adjusted share; None where it is that of its units."""
+    if not column.endswith("p_adjusted") or "cell_line" in table:
+        return None
+    return adjusted_share_interval(table[column.replace("p_adjusted", "p_value")], alpha, "perturbation")
+
+
+def _contributions(table: pd.DataFrame, column: str, hits: F64, alpha: float) -> F64:
+    """Hits as contributions to their share.
+
+    After Benjamini-Hochberg the threshold moves with the share of hits R itself: t = alpha R. A perturbation then moves
+    the share by more than its own hit, by the factor 1 / (1 - alpha f(t)), f the density of all p-values at t. It is
+    taken from t / 2 to 2 t, and the factor is at most 3.
+    """
+    if not column.endswith("p_adjusted") or not 0 < hits.mean() < 1:
+        return hits
+    p = table[column.replace("p_adjusted", "p_value")].to_numpy(dtype=float)
+    limit = alpha * hits.mean()
+    density = float(((p > limit / 2) & (p <= 2 * limit)).mean()) / (1.5 * limit)
+    factor = min(3.0, 1 / max(1 - alpha * density, 1 / 3))
+    return np.asarray(hits.mean() + factor * (hits - hits.mean()))
 
 
 def _units(table: pd.DataFrame, hits: F64) -> Units:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import F64, Ints, Strings, take_rows
-from txeval.compute.intervals import Units
+from txeval.compute.intervals import Units, adjusted_share_interval
 from txeval.errors import NotComputable
 from txeval.metrics.average_precision import RetrievalNull, expected_average_precision, map_table, retrieve
 from txeval.metrics.consistency import adjust
@@ -172,6 +172,7 @@ def _votes(inputs: TaskInputs, code: Ints, ref: Ints, query: Ints, n_perturbatio
     labels, units = batch_and_perturbation(inputs.samples, query)
     return Ranked(
         rank=result.rank,
+        ahead=result.ahead,
         truth=code[query],
         classes=inputs.samples.perturbations,
         unit_labels=labels,
@@ -247,17 +248,15 @@ def _retrieved(inputs: TaskInputs, ref: Ints, query: Ints, left_out: Mapping[str
     )
 
 
-def _retrieval(found: Neighbourhoods) -> Precisions | None:
-    if isinstance(found.retrieval, str):
-        raise NotComputable(found.retrieval)
+def _retrieval(found: Neighbourhoods) -> Precisions:
+    if not isinstance(found.retrieval, Precisions):
+        raise NotComputable(found.retrieval or "the protocol does not ask for it (knn: retrieval)")
     return found.retrieval
 
 
-def _map(found: Neighbourhoods) -> Score | list[Score]:
-    """Mean over perturbations of the mean precision of their queries; no row where it was not asked for."""
+def _map(found: Neighbourhoods) -> Score:
+    """Mean over perturbations of the mean precision of their queries."""
     precision = _retrieval(found)
-    if precision is None:
-        return []
     weight = 1.0 / np.bincount(precision.truth)[precision.truth]
     total = weight.sum()
     return Score(
@@ -278,10 +277,8 @@ def _map(found: Neighbourhoods) -> Score | list[Score]:
     )
 
 
-def _map_significant(found: Neighbourhoods) -> Score | list[Score]:
+def _map_significant(found: Neighbourhoods) -> Score:
     precision = _retrieval(found)
-    if precision is None:
-        return []
     table = precision.table[precision.table["p_adjusted"].notna()]
     if not len(table):
         raise NotComputable("every perturbation is alone in its batches of the test split: it has no null")
@@ -300,6 +297,9 @@ def _map_significant(found: Neighbourhoods) -> Score | list[Score]:
         units=Units.single("perturbation", names, hits)
         if len(lines) == 1
         else Units.crossed(("cell_line", "perturbation"), (lines, names), (line, name), hits),
+        interval=adjusted_share_interval(table["p_value"], precision.alpha, "perturbation")
+        if len(lines) == 1
+        else None,
     )
 
 
@@ -391,6 +391,7 @@ TASK = Task(
             label="Retrieval mAP",
             summary="Mean average precision of finding train samples of the same perturbation first, by cosine.",
             compute=_map,
+            asked=lambda params: params.retrieval,
         ),
         Metric(
             name="map_significant",
@@ -398,6 +399,7 @@ TASK = Task(
             label="Retrieved (BH)",
             summary="Share of perturbations whose retrieval precision exceeds the null's (adjusted p < 0.05).",
             compute=_map_significant,
+            asked=lambda params: params.retrieval,
         ),
     ),
     stochastic=lambda params, n_samples: (

@@ -141,6 +141,7 @@ def _probe(inputs: TaskInputs, train: Ints, test: Ints, classes: Ints, line: str
     labels, units = batch_and_perturbation(samples, test)
     return Ranked(
         rank=result["rank"],
+        ahead=np.where(result["ahead"] < 0, -1, np.unique(y_train)[result["ahead"]]),
         truth=y_test.astype(np.int64),
         classes=samples.perturbations[classes],
         unit_labels=labels,
