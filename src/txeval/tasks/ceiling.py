@@ -19,8 +19,8 @@ from txeval.tasks.blocks import RowSubset, subset
 
 __all__ = ["half_against_half", "mixed_batches", "replicated_links", "shared_split"]
 
-#: Links of one half that are asked of the other, at most.
-MAX_LINKS = 100_000
+#: Links of one half (and database and cell line) that are asked of the other, at most.
+MAX_LINKS = 20_000
 
 
 def first_half(samples: Samples, rows: Ints, rng: np.random.Generator) -> Bools:
@@ -92,21 +92,31 @@ def replicated_links(prepare: Callable[[TaskInputs], Any]) -> Callable[[TaskInpu
         first = first_half(samples, every, inputs.rng("ceiling")) & ~samples.is_control
         learn, ask = (_half(inputs, np.flatnonzero(part | samples.is_control)) for part in (first, ~first))
         found = prepare(learn)
-        low, high = found.map.thresholds(found.params.tail)
-        predicted = np.flatnonzero((found.map.cosines < low) | (found.map.cosines > high))
-        a, b = _pairs(predicted, found.map.n_genes)
+        predicted = [_predicted(part.map, found.params.tail) for part in found.maps]
         rng = inputs.rng("ceiling", "links")
         relations = {}
         for name, frame in sorted(inputs.relations.items()):
-            known = np.isin(found.map.genes, np.unique(frame.iloc[:, :2].to_numpy().astype(str)))
-            inside = np.flatnonzero(known[a] & known[b])
-            if len(inside) > MAX_LINKS:
-                inside = np.sort(rng.choice(inside, MAX_LINKS, replace=False))
-            genes: Strings = found.map.genes
-            relations[name] = pd.DataFrame({"gene_a": genes[a[inside]], "gene_b": genes[b[inside]]})
+            of_database = np.unique(frame.iloc[:, :2].to_numpy().astype(str))
+            parts = []
+            for genes, a, b in predicted:
+                known = np.isin(genes, of_database)
+                inside = np.flatnonzero(known[a] & known[b])
+                if len(inside) > MAX_LINKS:
+                    inside = np.sort(rng.choice(inside, MAX_LINKS, replace=False))
+                parts.append(pd.DataFrame({"gene_a": genes[a[inside]], "gene_b": genes[b[inside]]}))
+            relations[name] = pd.concat(parts).drop_duplicates(ignore_index=True)
         return replace(ask, relations=relations)
 
     return change
+
+
+def _predicted(relation_map: Any, tail: float) -> tuple[Strings, Ints, Ints]:
+    """Genes of a map, and first and second of its predicted links."""
+    low, high = relation_map.thresholds(tail)
+    first, second = _pairs(
+        np.flatnonzero((relation_map.cosines < low) | (relation_map.cosines > high)), relation_map.n_genes
+    )
+    return relation_map.genes, first, second
 
 
 def _half(inputs: TaskInputs, rows: Ints) -> TaskInputs:
