@@ -12,7 +12,7 @@ import pytest
 
 from txeval.data import LogNormExpression, Roles, open_screen, simulate_screen, split
 from txeval.protocol import load_protocol
-from txeval.tasks import TaskInputs, get_task, list_tasks, run_task, task_params
+from txeval.tasks import TaskInputs, list_tasks, run_task, task_params
 from txeval.tasks.registry import metrics_of
 
 FILE = Path(__file__).with_name("paper_rows.json")

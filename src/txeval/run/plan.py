@@ -363,7 +363,8 @@ def _tasks(config: RunConfig, split_digest: str, warnings: list[str]) -> dict[st
     relations = ""
     for name in config.chosen_tasks:
         task = get_task(name)
-        params, metrics = config.task_params(task), metrics_of(task)
+        params = config.task_params(task)
+        metrics = metrics_of(task, params)
         if task.needs_relations and not relations:
             relations = relations_digest(relations_of(config.relations, warnings))
         content = {

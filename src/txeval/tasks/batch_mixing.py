@@ -38,6 +38,8 @@ class BatchMixingParams:
         "complement" keeps what the draw leaves, as the published code does.
     mixing_draws
         Random assignments of the samples to batches for the expectation under perfect mixing.
+    biology
+        Whether `mixing_and_biology` is given, which needs the retrieval precision of level 4.
     blocks
         "cell_line": neighbours within one cell line, where the screen names them.
     """
@@ -49,6 +51,7 @@ class BatchMixingParams:
     max_samples: int = 300_000
     downsample: Downsample = "drawn"
     mixing_draws: int = 10
+    biology: bool = False
     blocks: Blocks = "none"
 
     def __post_init__(self) -> None:
@@ -208,8 +211,6 @@ def _with_biology(scores: pd.DataFrame) -> pd.DataFrame:
     keys = ["screen_fingerprint", "protocol_fingerprint", "model", "post_processing"]
     mixing = scores[(scores["task"] == "batch_mixing") & (scores["metric"] == "ilisi_perfect")]
     biology = scores[(scores["task"] == BIOLOGY[0]) & (scores["metric"] == BIOLOGY[1])]
-    if not len(biology):
-        return mixing.iloc[:0]
     rows = []
     for _, row in mixing.iterrows():
         other = biology[(biology[keys] == row[keys]).all(axis=1)]
@@ -228,7 +229,11 @@ def _joined(row: pd.Series[Any], other: pd.DataFrame) -> dict[str, object]:
     }
     known = other[other["value"].notna()]
     if pd.isna(row["value"]) or not len(known):
-        why = row["reason"] if pd.isna(row["value"]) else "no retrieval precision (knn/map) of this embedding"
+        why = (
+            row["reason"]
+            if pd.isna(row["value"])
+            else "it needs the retrieval precision of level 4 (knn/map), which was not computed"
+        )
         return {**made, "value": np.nan, "low": np.nan, "high": np.nan, "status": "failed", "reason": why}
     precision, chance = float(known["value"].mean()), float(known["chance"].mean())
     kept = max(0.0, 1 - chance / precision) if precision > 0 else 0.0
@@ -283,6 +288,7 @@ TASK = Task(
             summary="iLISI / perfect mixing, times the share of the retrieval precision (knn/map) that is not chance.",
             derive=_with_biology,
             multiple_of="ilisi_perfect",
+            asked=lambda params: params.biology,
             low=0.0,
             high=float("inf"),
         ),

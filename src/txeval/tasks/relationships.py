@@ -272,9 +272,7 @@ def _recall(found: GeneMap, tail: float, side: Side = "both", *, centred: bool =
 
 
 def _recall_perturbed_mean(found: GeneMap) -> list[Score]:
-    """Recall after subtracting the mean of the perturbed samples; no row where it was not asked for."""
-    if all(part.centred is None for part in found.maps):
-        return []
+    """Recall after subtracting the mean of the perturbed samples."""
     return _recall(found, found.params.tail, centred=True)
 
 
@@ -362,6 +360,7 @@ TASK = Task(
             label="Recall, perturbed mean",
             summary="Recall after subtracting the mean of all perturbed samples of the batch instead of the controls'.",
             compute=_recall_perturbed_mean,
+            asked=lambda params: params.reference_mean == "both",
         ),
         Metric(
             name="auroc",
