@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from txeval.compute.random import stream
 from txeval.data.samples import Samples
 from txeval.tasks.base import TaskInputs
-from txeval.tasks.ceiling import _pairs, first_half, half_against_half, mixed_batches, replicated_links, shared_split
+from txeval.tasks.ceiling import _pairs, any_pair, first_half, mixed_batches, replicated_links, shared_split
 from txeval.tasks.registry import get_task, list_tasks, task_params
 from txeval.tasks.relationships import prepare
 
@@ -98,12 +98,11 @@ def test_batches_are_dealt_within_the_test_split_and_keep_their_sizes() -> None:
     assert (after.samples.batch[rows] != batch[rows]).mean() > 0.2
 
 
-def test_halves_stand_in_the_place_of_batches_for_consistency() -> None:
+def test_pairs_of_one_batch_count_in_the_ceiling_of_consistency() -> None:
     pert, batch, rng = layout()
-    after = half_against_half(inputs(pert, batch, rng.normal(size=(600, 4)), "consistency"))
-    assert after.params.across_batches
-    assert list(after.samples.batches) == ["first half", "second half"]
-    assert np.abs(np.diff(np.bincount(after.samples.batch)))[0] <= 12
+    before = inputs(pert, batch, rng.normal(size=(600, 4)), "consistency", across_batches=True)
+    assert before.params.across_batches
+    assert not any_pair(before).params.across_batches
 
 
 @dataclass

@@ -17,7 +17,7 @@ from txeval.data.samples import Samples
 from txeval.tasks.base import TaskInputs
 from txeval.tasks.blocks import RowSubset, subset
 
-__all__ = ["half_against_half", "mixed_batches", "replicated_links", "shared_split"]
+__all__ = ["any_pair", "mixed_batches", "replicated_links", "shared_split"]
 
 #: Links of one half (and database and cell line) that are asked of the other, at most.
 MAX_LINKS = 20_000
@@ -132,9 +132,9 @@ def _pairs(position: Ints, n: int) -> tuple[Ints, Ints]:
     return i, position - i * (2 * n - i - 1) // 2 + i + 1
 
 
-def half_against_half(inputs: TaskInputs) -> TaskInputs:
-    """Halves in the place of batches, and only pairs of different halves count: these share their batches."""
-    samples = inputs.samples
-    first = first_half(samples, np.arange(samples.n), inputs.rng("ceiling"))
-    halves = replace(samples, batch=(~first).astype(np.int64), batches=np.asarray(["first half", "second half"]))
-    return replace(inputs, samples=halves, params=replace(inputs.params, across_batches=True))
+def any_pair(inputs: TaskInputs) -> TaskInputs:
+    """All pairs of a perturbation's samples count, also those that share a batch.
+
+    Consistency holds the samples of a perturbation against each other by itself, so that halves add nothing to it.
+    """
+    return replace(inputs, params=replace(inputs.params, across_batches=False))
