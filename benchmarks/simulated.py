@@ -43,6 +43,8 @@ class Population:
         Shift of a batch per dimension, in units of the noise of a cell.
     potency_sd
         Log-normal spread of the strength of all perturbations over batches.
+    abundance_sd
+        Log-normal spread of the number of cells over perturbations.
     """
 
     name: str
@@ -56,6 +58,7 @@ class Population:
     program: int = 4
     batch_sd: float = 0.5
     potency_sd: float = 0.2
+    abundance_sd: float = 0.4
 
 
 POPULATIONS: tuple[Population, ...] = (
@@ -110,9 +113,9 @@ def draw(population: Population, number: int) -> TaskInputs:
     length[rng.random(p) < population.silent] = 0.0
     effect = length[:, None] * direction
 
-    abundance = np.exp(0.4 * rng.standard_normal(p))
+    abundance = np.exp(population.abundance_sd * rng.standard_normal(p))
     counts = rng.poisson(population.cells * np.outer(size / size.mean(), abundance / abundance.mean()))
-    n_controls = np.maximum(3, rng.poisson(population.controls * size / size.mean()))
+    n_controls = np.maximum(1, rng.poisson(population.controls * size / size.mean()))
     batch = np.concatenate([np.repeat(np.arange(b), counts.sum(axis=1)), np.repeat(np.arange(b), n_controls)])
     label = np.concatenate([np.repeat(np.tile(np.arange(p), b), counts.ravel()), np.full(n_controls.sum(), p)])
     control = label == p

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
-from scipy import stats
+from scipy import optimize, special, stats
 
 from txeval.compute.arrays import F64, Bools, Ints, Strings
 from txeval.errors import NotComputable
@@ -488,11 +488,15 @@ class Spread:
     fixed: tuple[str, ...] = ()
 
 
-def _clustered(influence: F64, share: F64, codes: Ints, n: int, apart: Bools | None = None) -> tuple[float, int]:
+def _clustered(
+    influence: F64, share: F64, codes: Ints, n: int, *, apart: Bools | None = None, power: int = 2
+) -> tuple[float, int]:
     """Variance of sums over levels, and how many levels hold more than one contribution.
 
-    A residual about a mean is too small by the share of its level in that mean, hence the division by 1 - share (Bell
-    and McCaffrey 2002). Where some contributions are `apart` (controls), sums are taken about the mean of their kind.
+    A residual about a mean is too small by the share of its level in that mean, hence the division by
+    (1 - share)^power: 2 is the delete-one jackknife of a ratio, 1 is unbiased for independent contributions (Bell and
+    McCaffrey 2002).
+    Where some contributions are `apart` (controls), sums are taken about the mean of their kind.
     """
     moved = np.bincount(codes, weights=influence, minlength=n)
     part = np.bincount(codes, weights=share, minlength=n)
@@ -502,7 +506,9 @@ def _clustered(influence: F64, share: F64, codes: Ints, n: int, apart: Bools | N
         for kind in (control & (number > 0), ~control & (number > 0)):
             moved[kind] -= moved[kind].mean()
     # A level that holds (nearly) the whole denominator leaves nothing to compare it with.
-    variance = float((moved**2 / np.maximum(1 - part, 0.5)).sum())
+    levels = np.count_nonzero(number)
+    whole = (levels - 1) / levels if power == 2 else 1.0
+    variance = float(whole * (moved**2 / np.maximum(1 - part, 0.5) ** power).sum())
     return variance, int(np.count_nonzero(number > 1))
 
 
@@ -535,18 +541,19 @@ def spread(units: Units) -> Spread:
     text = " x ".join(units.pools)
     cells = np.arange(len(influence))
     apart = np.char.startswith(units.labels[-1].astype(str), CONTROLS)[units.codes[-1]]
-    cell, _ = _clustered(influence, share, cells, len(cells), apart)
+    power = 1 if units.dyadic else 2
+    cell, _ = _clustered(influence, share, cells, len(cells), apart=apart, power=power)
     most = max(counts.values())
     if len(units.factors) == 1:
         return Spread(units.value, cell, float(len(cells) - 1), most, text, given)
     if units.dyadic:
         both, n = np.concatenate(units.codes), len(units.labels[0])
-        node, _ = _clustered(np.tile(influence, 2), np.tile(share, 2), both, n)
+        node, _ = _clustered(np.tile(influence, 2), np.tile(share, 2), both, n, power=power)
         part = np.bincount(both, weights=np.tile(share, 2) / 2, minlength=n)
         return Spread(units.value, max(node - cell, cell), max(1.0, 1 / float(part @ part) - 1), most, text, given)
     variances, below, smallest = [], 0.0, float("inf")
     for side, (codes, labels) in enumerate(zip(units.codes, units.labels, strict=True)):
-        variance, levels = _clustered(influence, share, codes, len(labels), apart if side else None)
+        variance, levels = _clustered(influence, share, codes, len(labels), apart=apart if side else None)
         variances.append(variance)
         if levels > 1:
             below += variance**2 / (levels - 1)
@@ -600,7 +607,7 @@ def interval(
     units
         Contributions.
     low, high
-        Range of the score. With both bounds finite the interval is that of Wilson for a share, with the number of
+        Range of the score. With both bounds finite the interval is a binomial one (mid-P) with the number of
         observations that the variance corresponds to; else it is symmetric.
     level
         Coverage aimed at.
@@ -625,32 +632,45 @@ def interval(
         # A metric that leaves the range that it declares has no use for it.
         low, high = float("-inf"), float("inf")
     if np.isfinite(low) and np.isfinite(high):
-        bounds = _wilson(found.value, variance, low, high, t, found.n_units)
-        return Interval(*bounds, found.unit, "clustered, Wilson", note)
+        bounds = _share_bounds(found.value, variance, low, high, level, found.df, found.n_units)
+        return Interval(*bounds, found.unit, "clustered, mid-P", note)
     half = t * float(np.sqrt(variance))
     return Interval(max(low, found.value - half), min(high, found.value + half), found.unit, "clustered, t", note)
 
 
-def _wilson(value: float, variance: float, low: float, high: float, t: float, n_units: int) -> tuple[float, float]:
-    """Score interval of a share from its variance.
+def _share_bounds(
+    value: float, variance: float, low: float, high: float, level: float, df: float, n_units: int
+) -> tuple[float, float]:
+    """Interval of a share from its variance: mid-P binomial with the number of observations of that variance.
 
-    The number of independent observations that has this variance is p (1 - p) / V. A share of 0 or 1 has no variance,
-    and as many observations as units.
+    p (1 - p) / V independent observations would have this variance; they are fewer by (z / t)^2, t for the degrees of
+    freedom of the variance (Korn and Graubard 1998). A share of 0 or 1 has no variance, and as many observations as
+    units. Mid-P rather than Wilson, which is too short next to 0 and 1.
     """
     width = high - low
     p = min(1.0, max(0.0, (value - low) / width))
     v = variance / width**2
-    if v <= 0 and 1e-12 < p < 1 - 1e-12:
+    inside = 1e-12 < p < 1 - 1e-12
+    if v <= 0 and inside:
         return value, value
-    # 1 / n; written so that V = 0 at the edge of the range is the number of units.
-    inverse = v / (p * (1 - p)) if 1e-12 < p < 1 - 1e-12 else 1 / n_units
-    square = t * t * inverse
-    centre = (p + square / 2) / (1 + square)
-    half = t / (1 + square) * float(np.sqrt(p * (1 - p) * inverse + t * t * inverse**2 / 4))
-    # At an edge of the range the bound is the edge itself, not its rounding.
-    below = 0.0 if p <= 1e-12 else max(0.0, centre - half)
-    above = 1.0 if p >= 1 - 1e-12 else min(1.0, centre + half)
+    observations = p * (1 - p) / v if inside else float(n_units)
+    tail = (1 - level) / 2
+    shrunk = observations * float(stats.norm.isf(tail) / stats.t.isf(tail, df)) ** 2
+    hits, misses = p * shrunk, (1 - p) * shrunk
+    # At an edge of the range the bound is the edge itself.
+    below = 0.0 if p <= 1e-12 else _mid_p(hits, misses, tail)
+    above = 1.0 if p >= 1 - 1e-12 else 1 - _mid_p(misses, hits, tail)
     return low + width * below, low + width * above
+
+
+def _mid_p(hits: float, misses: float, tail: float) -> float:
+    """Share at which so many hits or more have probability `tail`, those of exactly so many counted half."""
+
+    def above(share: float) -> float:
+        more = special.betainc(hits + 1, misses, share) if misses > 0 else 0.0
+        return float(special.betainc(hits, misses + 1, share) + more) / 2 - tail
+
+    return float(optimize.brentq(above, 0.0, 1.0, xtol=1e-12)) if above(1.0) > 0 else 1.0
 
 
 def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level: float = 0.95) -> Interval:
@@ -674,8 +694,14 @@ def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level:
     t = float(stats.t.ppf((1 + level) / 2, n - 1))
     r = np.linspace(0, 1, 2001)
     share = np.searchsorted(values, alpha * r, side="right") / n
-    possible = r[np.abs(share - r) <= t * np.sqrt(r * (1 - r) / n) + 1e-12]
-    return Interval(float(possible[0]), float(possible[-1]), unit, "inverted Benjamini-Hochberg, Wilson")
+    possible = np.abs(share - r) <= t * np.sqrt(r * (1 - r) / n) + 1e-12
+    # The share itself, the largest solution; what is not connected with it belongs to other solutions.
+    solved = np.flatnonzero(share >= r)
+    at = int(solved[-1])
+    apart = np.flatnonzero(~possible)
+    first = apart[apart < at][-1] + 1 if (apart < at).any() else 0
+    last = apart[apart > at][0] - 1 if (apart > at).any() else len(r) - 1
+    return Interval(float(r[first]), float(r[last]), unit, "inverted Benjamini-Hochberg, Wilson")
 
 
 def p_value(units: Units, null: float = 0.0) -> float:

@@ -131,36 +131,26 @@ def _crossed(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
     """Contributions by batch and class; balanced: every class weighs the same.
 
     A class is in an accuracy twice: by its own samples, and by those of others that it takes. Without it, the samples
-    that are just not right because it is among the classes before theirs would be; so much does it contribute to the
-    loss. The loss that all classes together make, which goes with their number, is shared out evenly within each batch,
-    so that the sums of contributions over batches are those of the hits.
+    that are just not right because it is among the classes before theirs would be. Each such loss is shared by the
+    class that lost and those that took, the latter evenly over their own samples. The loss that all classes together
+    make, which goes with their number, is shared out evenly within each batch: the sums over batches are those of the
+    hits.
     """
     weight = np.ones(len(ranked.rank))
     if balanced:
         weight /= np.bincount(ranked.truth, minlength=len(ranked.classes))[ranked.truth]
     hits = (ranked.rank < top) * weight
     labels, codes = ranked.unit_labels, ranked.unit_codes
-    apart = np.char.startswith(labels[1].astype(str), CONTROLS)
-    # A class as a competitor is the level of its samples; that of the controls is one per batch, which is not drawn.
-    level = np.full(len(ranked.classes), -1, dtype=np.int64)
-    level[ranked.truth] = codes[1]
-    level[np.isin(level, np.flatnonzero(apart))] = -1
-    next_, taken_by = np.nonzero((ranked.rank == top)[:, None] & (ranked.ahead >= 0))
-    taker = level[ranked.ahead[next_, taken_by]]
-    next_, taker = next_[taker >= 0], taker[taker >= 0]
-    lost = weight[next_]
-    # Every class the same, whatever the number of its samples.
-    even = ~apart[codes[1]] / np.bincount(codes[1])[codes[1]]
-    number = len(labels[0])
-    inside = np.bincount(codes[0], weights=even, minlength=number)
-    gone = np.bincount(codes[0][next_], weights=lost, minlength=number)
+    # Controls as competitors are no class that is drawn.
+    drawn = ~np.char.startswith(labels[1].astype(str), CONTROLS)[codes[1]]
+    number = np.bincount(ranked.truth[drawn], minlength=len(ranked.classes))
+    just, place = np.nonzero((ranked.rank == top)[:, None] & (ranked.ahead >= 0))
+    taken = np.bincount(ranked.ahead[just, place], weights=weight[just] / (top + 1), minlength=len(ranked.classes))
+    lost = np.where(drawn, (taken / np.maximum(number, 1))[ranked.truth], 0.0)
+    even = np.where(drawn, 1.0 / np.maximum(number, 1)[ranked.truth], 0.0)
+    gone, inside = (np.bincount(codes[0], weights=side, minlength=len(labels[0])) for side in (lost, even))
     shared = even * (gone / np.where(inside > 0, inside, 1.0))[codes[0]]
-    return crossed_units(
-        labels,
-        (np.concatenate([codes[0], codes[0][next_]]), np.concatenate([codes[1], taker])),
-        np.concatenate([hits + shared, -lost]),
-        np.concatenate([weight, np.zeros(len(lost))]),
-    )
+    return crossed_units(labels, codes, hits - lost + shared, weight)
 
 
 def perturbation_table(ranked: Ranked) -> pd.DataFrame:

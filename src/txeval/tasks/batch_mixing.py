@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -163,6 +164,10 @@ def _perfect(mixing: Mixing) -> Score:
 
 
 def _score(mixing: Mixing, value: float, denominator: F64) -> Score:
+    # Deviations about a mean over pairs of batches are too small by 1 - 2 / B, not only by the 1 - 1 / B of one mean.
+    n = len(mixing.batches)
+    raised = math.sqrt((n - 1) / (n - 2)) if n > 2 else 1.0
+    around = value * denominator
     return Score(
         value=value,
         n_samples=len(mixing.scores),
@@ -173,7 +178,7 @@ def _score(mixing: Mixing, value: float, denominator: F64) -> Score:
         units=crossed_units(
             mixing.unit_labels,
             mixing.unit_codes,
-            mixing.scores + mixing.lent,
+            around + raised * (mixing.scores + mixing.lent - around),
             denominator,
         ),
     )

@@ -264,8 +264,8 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
         total=plain_squares - 2 * grand * plain + grand**2,
         pearson=by_pearson,
         spearman=by_spearman,
-        distance=_norm_parts(residual, batch, scored),
-        maximum=2 * _norm_parts(structure, batch, scored),
+        distance=_norm_parts(residual, batch, units[1], scored),
+        maximum=2 * _norm_parts(structure, batch, units[1], scored),
     )
     return Decoded(
         genes=genes,
@@ -337,13 +337,24 @@ def _control_means(
     return (error / n).astype(np.float32), (truth / n).astype(np.float32)
 
 
-def _norm_parts(squares: F64, batch: Ints, scored: Bools) -> F64:
-    """Parts of sqrt(sum of squares) / n of every batch: half by the squares, half by number; 0 where not scored."""
+def _norm_parts(squares: F64, batch: Ints, level: Ints, scored: Bools) -> F64:
+    """Parts of sqrt(sum of squares) / n of every batch; 0 where not scored.
+
+    A perturbation's part is what the batch loses without it; what the parts of all leave is shared out by number.
+    """
     total = np.bincount(batch, weights=squares, minlength=len(scored))
     n = np.bincount(batch, minlength=len(scored))
     norm = np.sqrt(total) / np.maximum(n, 1) * scored
-    share = squares / np.where(total > 0, total, 1.0)[batch]
-    return np.asarray(norm[batch] * (share + 1 / n[batch]) / 2)
+    cells, cell = np.unique(batch * (int(level.max(initial=0)) + 1) + level, return_inverse=True)
+    cell = np.asarray(cell).reshape(-1)
+    number = np.bincount(cell, minlength=len(cells))
+    inside = np.zeros(len(cells), dtype=np.int64)
+    inside[cell] = batch
+    rest = np.maximum(total[inside] - np.bincount(cell, weights=squares, minlength=len(cells)), 0.0)
+    without = np.sqrt(rest) / np.maximum(n[inside] - number, 1) * scored[inside]
+    part = norm[inside] - without
+    left = norm - np.bincount(inside, weights=part, minlength=len(scored))
+    return np.asarray((part / number)[cell] + (left / np.maximum(n, 1))[batch])
 
 
 def _correlation_influence(

@@ -1,6 +1,6 @@
 """Coverage of the 95 % intervals on simulated screens with known truth.
 
-    python benchmarks/coverage.py [--screens 300] [--out benchmarks/results]
+    python benchmarks/interval_coverage.py [--screens 300] [--out benchmarks/results]
 
 For each population of `simulated.py` independent screens are drawn, every level is computed under `paper` and under
 `corrected`, and the interval of each score is held against the truth: the mean score of all screens of that design.
@@ -28,7 +28,7 @@ from txeval.tasks.registry import metrics_of
 #: What a small screen needs: fewer neighbours, relationships and steps.
 SMALL = {
     "batch_mixing": {"perplexity": 20, "mixing_draws": 3},
-    "linear_probe": {"epochs": 60, "lr": 1e-2, "warmup_epochs": 5},
+    "linear_probe": {"epochs": 40, "lr": 2e-2, "warmup_epochs": 2},
     "consistency": {"null": "permutation", "draws": 200},
     "knn": {"k": 31},
     "relationships": {"min_genes": 10, "min_relations": 5, "draws": 20},
@@ -134,10 +134,10 @@ def table(rows: list[dict], screens: int) -> str:
     lines = [
         "# Coverage of the 95 % intervals",
         "",
-        f"`python benchmarks/coverage.py`: {screens} independent screens of each population, truth = mean score of all of",
-        "them. Share of the intervals that hold the truth, in percent; its standard error is about "
-        f"{100 * math.sqrt(0.95 * 0.05 / screens):.1f}. Last columns: range over populations, and mean",
-        "of the ratio of the estimated to the true standard error.",
+        f"`python benchmarks/interval_coverage.py`: {screens} independent screens of each population, truth = mean score of all",
+        "of them. Share of the intervals that hold the truth, in percent; its standard error is about "
+        f"{100 * math.sqrt(0.95 * 0.05 / screens):.1f}.",
+        "Last columns: range over populations, and mean of the ratio of the estimated to the true standard error.",
         "",
         "| protocol | score | " + " | ".join(names) + " | range | error ratio |",
         "| --- | --- | " + " | ".join("---:" for _ in names) + " | --- | ---: |",
