@@ -28,6 +28,7 @@ __all__ = [
     "difference",
     "interval",
     "p_value",
+    "seed_interval",
     "spread",
     "units_from_frame",
     "units_to_frame",
@@ -702,6 +703,37 @@ def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level:
     first = apart[apart < at][-1] + 1 if (apart < at).any() else 0
     last = apart[apart > at][0] - 1 if (apart > at).any() else len(r) - 1
     return Interval(float(r[first]), float(r[last]), unit, "inverted Benjamini-Hochberg, Wilson")
+
+
+def seed_interval(
+    units: Sequence[Units], *, low: float = float("-inf"), high: float = float("inf"), level: float = 0.95
+) -> tuple[Interval, float]:
+    """Interval of the mean of a score over seeds, and the standard deviation of the score over them.
+
+    The units vary as in `interval`, their contributions averaged over seeds; the variance of a mean over so many seeds
+    comes on top, as a source of its own.
+
+    Parameters
+    ----------
+    units
+        Contributions of the same units under each seed.
+
+    Returns
+    -------
+    (interval, sd)
+        The sample standard deviation (ddof 1); NaN for one seed.
+
+    Raises
+    ------
+    NotComputable
+        Where the seeds have different units.
+    """
+    if len(units) == 1:
+        return interval(units[0], low=low, high=high, level=level), float("nan")
+    values = np.asarray([one.value for one in units])
+    sd = float(values.std(ddof=1))
+    mean = combine(units, [1 / len(units)] * len(units))
+    return interval(mean, low=low, high=high, level=level, extra_variance=sd**2 / len(units)), sd
 
 
 def p_value(units: Units, null: float = 0.0) -> float:
