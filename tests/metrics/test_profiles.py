@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from txeval.errors import InputError, NotComputable
-from txeval.metrics.profiles import pearson_delta
+from txeval.metrics.profiles import ProfileSums, pearson_delta
 
 
 def made(seed: int = 0, n: int = 120, g: int = 15) -> tuple[np.ndarray, ...]:
@@ -99,3 +99,18 @@ def test_edges() -> None:
     found = pearson_delta(pred[keep], true[keep], label[keep], batch[keep], lone[keep])
     kept = keep & (batch != 2)
     assert found == pytest.approx(pearson_delta(pred[kept], true[kept], label[kept], batch[kept], lone[kept]))
+
+
+def test_the_mean_of_all_perturbations_is_that_of_the_block() -> None:
+    pred, true, label, batch, control = made(6, n=400)
+    codes, labels = np.unique(label, return_inverse=True)[::-1]
+    group = np.where(control, -1, codes)
+    # Two blocks of the same perturbations: groups 0-4 and 5-9, each with batches of its own.
+    sums, one = ProfileSums(15, 10, 6), ProfileSums(15, 5, 3)
+    sums.add(pred, true, group, batch)
+    sums.add(pred + 1, true - 2, np.where(control, -1, codes + 5), batch + 3)
+    one.add(pred, true, group, batch)
+    both = sums.result("perturbed", block=np.repeat([0, 1], 5)).values
+    np.testing.assert_allclose(both[:5], one.result("perturbed").values, atol=1e-5)
+    np.testing.assert_allclose(both[5:], both[:5], atol=1e-4)
+    assert len(labels) == 5

@@ -101,7 +101,9 @@ class ProfileSums:
             self._n_reference,
         )
 
-    def result(self, reference: ProfileReference = "controls", *, left_out: int = 0) -> Profiles:
+    def result(
+        self, reference: ProfileReference = "controls", *, block: Ints | None = None, left_out: int = 0
+    ) -> Profiles:
         """Correlations of all samples added.
 
         Parameters
@@ -109,6 +111,8 @@ class ProfileSums:
         reference
             "controls", as above; "perturbed": the mean effect of all perturbations is subtracted too, in decoded and
             measured effects each, so that what they have in common does not count (Systema).
+        block
+            (n_groups,) block of each group, such as its cell line: the mean is that of the block. None: one block.
         left_out
             Samples that were not added since their batch has no control; passed on.
 
@@ -125,16 +129,21 @@ class ProfileSums:
         present = np.flatnonzero(n)
         if not len(present):
             raise NotComputable("no perturbed sample in a batch with controls")
-        if reference == "perturbed" and len(present) < 3:
-            raise NotComputable(f"{len(present)} perturbation(s): too few to subtract their mean")
-        common = np.zeros((2, self._sums.shape[2]))
-        if reference == "perturbed":
-            for rows in self._blocks(present):
-                common += self._effects(rows).sum(axis=1) / len(present)
         values, constant = np.full(len(n), np.nan), np.zeros(len(n), dtype=bool)
-        for rows in self._blocks(present):
-            decoded, measured = self._effects(rows) - common[:, None]
-            values[rows], constant[rows] = _row_correlations(decoded, measured)
+        codes = np.zeros(len(n), dtype=np.int64) if block is None or reference == "controls" else block
+        for code in np.unique(codes[present]):
+            mine = present[codes[present] == code]
+            common = np.zeros((2, self._sums.shape[2]))
+            if reference == "perturbed":
+                if len(mine) < 3:
+                    continue
+                for rows in self._blocks(mine):
+                    common += self._effects(rows).sum(axis=1) / len(mine)
+            for rows in self._blocks(mine):
+                decoded, measured = self._effects(rows) - common[:, None]
+                values[rows], constant[rows] = _row_correlations(decoded, measured)
+        if reference == "perturbed" and np.bincount(codes[present]).max() < 3:
+            raise NotComputable(f"{len(present)} perturbation(s): too few to subtract their mean")
         return Profiles(values, constant, n, left_out)
 
     def _blocks(self, present: Ints) -> Iterator[Ints]:
