@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "print_grids", "to_csv", "to_latex", "to_markdown"]
 
+#: Width to which the names of rows may be folded.
+FOLDED = 24
+
 FORMATS = ("terminal", "csv", "markdown", "latex")
 
 
@@ -47,8 +50,8 @@ def _rich_table(grid: Grid) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in grid.index:
         table.add_column(Text(title), overflow="fold")
-    for column in grid.columns:
-        table.add_column(Text(column.label), justify="right", overflow="fold")
+    for j, column in enumerate(grid.columns):
+        table.add_column(Text(column.label), justify="right", overflow="fold", min_width=_column_width(grid, j))
     for place, row in enumerate(grid.rows):
         table.add_row(*(Text(name) for name in row.names), *(_rich_cell(cell) for cell in row.cells))
         if place + 1 < len(grid.rows) and grid.rows[place + 1].section != row.section:
@@ -87,24 +90,31 @@ def _rich_notes(grid: Grid) -> list[RenderableType]:
     return [Padding(line, (0, 0, 0, 1)) for line in lines]
 
 
+def _column_width(grid: Grid, j: int) -> int:
+    """Width below which a word of a title or a score would be broken."""
+    return max([1, *map(len, grid.columns[j].label.split()), *(_width(row.cells[j]) for row in grid.rows)])
+
+
 def _fitting(grid: Grid, width: int) -> list[Grid]:
     """Cut a grid by columns so that each part fits; the leading columns are repeated."""
     gap = 2
+    # Names of rows may be folded, scores not.
     lead = 2 + sum(
-        max(len(title), *(len(row.names[i]) for row in grid.rows)) + gap for i, title in enumerate(grid.index)
+        min(FOLDED, max([len(title), *(len(row.names[i]) for row in grid.rows)])) + gap
+        for i, title in enumerate(grid.index)
     )
-    widths = [
-        max([*map(len, column.label.split()), *(_width(row.cells[j]) for row in grid.rows)]) + gap
-        for j, column in enumerate(grid.columns)
-    ]
-    # The reference columns, if any, are repeated as well: a model is read against them.
-    fixed = [j for j, column in enumerate(grid.columns) if column.group == "reference"]
+    widths = [_column_width(grid, j) + gap for j in range(len(grid.columns))]
+    # Chance, floors and ceilings are repeated, as a model is read against them; where they would take more than half
+    # of the width, all but the first of them stand in a part of their own.
+    reference = [j for j, column in enumerate(grid.columns) if column.group == "reference"]
+    fixed = reference if lead + sum(widths[j] for j in reference) <= width / 2 + lead / 2 else reference[:1]
     parts: list[list[int]] = []
     current, used = list(fixed), lead + sum(widths[j] for j in fixed)
     for j in range(len(grid.columns)):
         if j in fixed:
             continue
-        if len(current) > len(fixed) and used + widths[j] > width:
+        ends = j and j - 1 in reference and j not in reference and j - 1 not in fixed
+        if len(current) > len(fixed) and (used + widths[j] > width or ends):
             parts.append(current)
             current, used = list(fixed), lead + sum(widths[k] for k in fixed)
         current.append(j)
