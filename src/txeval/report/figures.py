@@ -145,7 +145,8 @@ def _summary_part(part: pd.DataFrame, scores: pd.DataFrame) -> Any:
             floor = cells["chance"].mean()
         for row in cells.to_dict("records"):
             missing = math.isnan(row["value"])
-            span = abs(best - floor)
+            # Where nothing is clearly above the baseline, a small difference must not have a strong colour.
+            span = max(abs(best - floor), 0.05 * abs(floor))
             place = 0.0 if missing or not span > 0 else float(np.clip(sign * (row["value"] - floor) / span, -1, 1))
             rows.append(
                 {
