@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
 import math
+import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +18,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import expect
 
+from txeval.cli import main
 from txeval.report import aggregate
+from txeval.report.html import ReportOptions, write_report
+from txeval.report.html.build import render_report
 from txeval.report.layout import number
-from txeval.run import read_details, read_scores
+from txeval.run import Store, merge, read_details, read_scores
 
 
 def shown_scores(page: Any) -> dict[tuple[int, int], str]:
@@ -350,9 +358,6 @@ def test_light_and_dark_can_be_switched(norman: Path, report: Any, opened: Any) 
 
 
 def test_several_screens_have_a_switch(norman: Path, papalexi: Path, results: Path, opened: Any) -> None:
-    from txeval.report.html import write_report
-    from txeval.run import merge
-
     merge([norman, papalexi], results / "both")
     page = opened(write_report(results / "both")).ready()
     first = page.locator("h1:visible").inner_text()
@@ -365,3 +370,108 @@ def test_several_screens_have_a_switch(norman: Path, papalexi: Path, results: Pa
     page.locator("#map-1").scroll_into_view_if_needed()
     page.locator("#map-1 [data-ready]").wait_for()
     assert "merging leaves embeddings behind" in page.locator("#map-1").inner_text()
+
+
+# The file
+
+
+def test_the_page_allows_its_own_script_alone_and_loads_nothing(norman: Path, report: Any) -> None:
+    text = report(norman).read_text("utf-8")
+    policy = html.unescape(re.search(r'http-equiv="Content-Security-Policy" content="([^"]*)"', text)[1])
+    script = re.findall(r"<script>(.*?)</script>", text, flags=re.DOTALL)
+    assert len(script) == 1
+    digest = base64.b64encode(hashlib.sha256(script[0].encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    without_data = re.sub(r"<script type.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.findall(r"(?:src|href)=\"(?!#)", without_data)
+    assert "@import" not in text
+    assert "url(" not in text
+
+
+def test_the_same_folder_gives_the_same_file(hostile: Path, report: Any) -> None:
+    assert render_report(hostile, ReportOptions()) == report(hostile).read_text("utf-8")
+
+
+def test_the_roles_of_the_samples_stay_with_the_results(norman: Path) -> None:
+    fingerprint = json.loads((norman / "manifest.json").read_text())["screens"][0]["fingerprint"]
+    table = Store(norman).load_samples(fingerprint)
+    assert table is not None
+    assert len(table) == 3375
+    assert table["is_control"].sum() == 100
+    assert set(table.loc[table["is_control"], "perturbation"]) == {"control"}
+    assert table["batch"].nunique() == 8
+    single = table[table["perturbation"] == "KLF1"]
+    assert set(single["target_gene"]) == {"KLF1"}
+
+
+def test_without_samples_or_embeddings_it_says_what_is_missing(hostile: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(hostile, folder)
+    shutil.rmtree(folder / "samples")
+    text = write_report(folder).read_text("utf-8")
+    assert "which sample got which perturbation is not known" in text
+    text = render_report(hostile, ReportOptions(embeddings=False))
+    assert "--no-embeddings" in text
+
+
+def test_a_damaged_embedding_costs_its_pictures_alone(hostile: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(hostile, folder)
+    for path in (folder / "embeddings").glob("*.np[yz]"):
+        path.write_bytes(b"nonsense")
+    text = write_report(folder).read_text("utf-8")
+    assert "does not hold the embedding" in text
+
+
+def test_the_command_makes_it_and_prints_its_path(
+    hostile: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "page.html"
+    assert main(["report", str(hostile), "--out", str(out), "--cells", "0", "--plain"]) == 0
+    printed = capsys.readouterr()
+    assert printed.out == f"{out}\n"
+    assert printed.err == ""
+    assert out.stat().st_size > 50_000
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere"], "does not exist"),
+        (["."], "holds no results"),
+        (["HOSTILE", "--layout", "tsne"], "layout"),
+        (["HOSTILE", "--out", "no/such/folder/r.html"], "does not exist"),
+        (["HOSTILE", "--out", "."], "is a folder"),
+        (["HOSTILE", "--cells", "30000"], "20,000"),
+    ],
+)
+def test_bad_input_is_told(
+    arguments: list[str],
+    message: str,
+    hostile: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = [str(hostile) if word == "HOSTILE" else word for word in arguments]
+    assert main(["report", *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_a_large_screen_keeps_one_post_processing_of_each_embedding(
+    norman: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("txeval.report.html.build.MOST_ROWS", 100)
+    monkeypatch.setattr("txeval.report.html.build.MOST_IN_MAP", 10)
+    text = render_report(norman, ReportOptions(cells=50))
+    data = json.loads(re.search(r'id="data">(.*?)</script>', text, flags=re.DOTALL)[1])["views"][0]
+    assert len(data["pairs"]) == len(data["models"])
+    assert "To keep this file small" in data["notes"][0]
+    assert len(data["map"]["labels"]) == 10
+    assert data["map"]["how"] == "with the most samples"
+    assert data["cells2d"]["n"] == 50
+    frame = pd.DataFrame(data["cells"])
+    # Scores stay complete.
+    assert frame[[1, 2]].drop_duplicates().shape[0] == len(data["models"]) * len(data["posts"])
