@@ -37,8 +37,9 @@ def scaling_frame(scores: pd.DataFrame, manifest: Mapping[str, Any]) -> pd.DataF
     One row per dataset, protocol, metric, subset, model and size: `dataset`, `screen_fingerprint`, `protocol`,
     `protocol_fingerprint`, `level`, `task`, `metric`, `subset`, `label`, `higher_is_better`, `group` (the model),
     `size` (training samples), `post_processing` (one for all sizes: that with the highest mean over them), `value`
-    (mean over repeats), `sd`, `n`, `low`, `high` (95 %: Student's t over the repeats, where there are two or more; else
-    the interval of the one score), `interval` (what it is over), `chance`. Empty where there is no such experiment.
+    (mean over repeats), `sd`, `n`, `low`, `high` (95 %: Student's t over the repeats within the metric's range, where
+    there are two or more; else the interval of the one score), `interval` (what it is over), `chance`, `reason`,
+    `repeats` (the single scores). Empty where there is no such experiment.
     """
     places = {}
     for model in manifest.get("embeddings", []):
@@ -108,7 +109,7 @@ def _common(names: Sequence[str]) -> str:
     return first
 
 
-_VALUES = ("value", "sd", "n", "low", "high", "interval", "chance", "reason")
+_VALUES = ("value", "sd", "n", "low", "high", "interval", "chance", "reason", "repeats")
 
 
 def _frame(
@@ -146,7 +147,7 @@ def _frame(
                     "post_processing": post,
                     "position": entry.position,
                     "row_models": [model],
-                    **_repeats(cell),
+                    **_repeats(cell, entry.low, entry.high),
                 }
             )
     found = pd.DataFrame(made, columns=[*columns, "position"])
@@ -167,10 +168,15 @@ def _one_post(part: pd.DataFrame, *, higher: bool) -> str | None:
     return str(means.idxmax() if higher else means.idxmin())
 
 
-def _repeats(cell: pd.DataFrame) -> dict[str, Any]:
+def _repeats(cell: pd.DataFrame, lowest: float, highest: float) -> dict[str, Any]:
     bad = cell[cell["status"] != "ok"]
     values = cell.loc[cell["status"] == "ok", "value"].to_numpy(dtype=float)
-    empty: dict[str, Any] = dict.fromkeys(_VALUES, math.nan) | {"interval": "", "reason": "", "n": len(values)}
+    empty: dict[str, Any] = dict.fromkeys(_VALUES, math.nan) | {
+        "interval": "",
+        "reason": "",
+        "n": len(values),
+        "repeats": values.tolist(),
+    }
     if len(bad) or not len(values):
         return {**empty, "reason": str(bad["reason"].iloc[0]) if len(bad) else "no score"}
     mean, n = float(values.mean()), len(values)
@@ -180,7 +186,8 @@ def _repeats(cell: pd.DataFrame) -> dict[str, Any]:
     if n > 1:
         sd = float(values.std(ddof=1))
         half = float(scipy.stats.t.ppf(0.975, n - 1)) * sd / math.sqrt(n)
-        return {**made, "sd": sd, "low": mean - half, "high": mean + half, "interval": f"{n} repeats"}
+        low, high = max(lowest, mean - half), min(highest, mean + half)
+        return {**made, "sd": sd, "low": low, "high": high, "interval": f"{n} repeats"}
     row = cell.iloc[0]
     return {**made, "low": float(row["low"]), "high": float(row["high"]), "interval": str(row["interval_unit"])}
 
@@ -205,13 +212,13 @@ def experiment_grids(frame: pd.DataFrame, axis: str) -> list[Grid]:
                         reasons.append(reason)
                     shown.append(Cell("–", marks=(reasons.index(reason) + 1,)))
                 else:
-                    half = (row["high"] - row["low"]) / 2
-                    text = number(row["value"]) + ("" if math.isnan(half) else f" ± {number(half)}")
-                    shown.append(Cell(text))
+                    sure = not math.isnan(row["low"])
+                    text = f" ({number(row['low'])} to {number(row['high'])})" if sure else ""
+                    shown.append(Cell(number(row["value"]) + text))
             name = f"{where:,}" if isinstance(where, int | np.integer) else str(where)
             rows.append(Row((clean(group), name), tuple(shown), section=str(group)))
         over = " or ".join(sorted({text for text in part["interval"] if text}))
-        notes = [f"± half the 95 % interval, over {over}."] if over else []
+        notes = [f"In brackets: 95 % interval over {over}."] if over else []
         used = "; ".join(f"{label}: {post_title(post)}" for label, post in posts.items())
         notes.append(
             f"One post-processing per metric for all rows, the one with the best mean over them ({clean(used)})."

@@ -40,6 +40,8 @@ _FONT = "Helvetica, Arial, sans-serif"
 _DPI = 300
 #: Models that a figure names; more would not be read.
 _MAX_NAMED = 40
+#: Of what is shown beside an experiment.
+_GREYS = ("#8c8c8c", "#bdbdbd", "#595959", "#d9d9d9")
 
 
 def _altair() -> Any:
@@ -399,9 +401,9 @@ def _shown(frame: pd.DataFrame, *, headline: bool) -> pd.DataFrame:
     return frame[frame.groupby("label")["value"].transform("count") > 0]
 
 
-def _interval_text(frame: pd.DataFrame) -> str:
-    over = " or ".join(sorted({text for text in frame["interval"] if text}))
-    text = f"Bars: 95 % interval over {over}. " if over else ""
+def _interval_text(*frames: pd.DataFrame) -> str:
+    over = " or ".join(dict.fromkeys(text for frame in frames if len(frame) for text in frame["interval"] if text))
+    text = f"Rings: single repeats; bars: 95 % interval over {over}. " if over else ""
     return text + "Dashed: chance. One post-processing per metric, the best on average."
 
 
@@ -427,7 +429,13 @@ def _scaling_panel(cells: pd.DataFrame, others: pd.DataFrame, label: str, post: 
     if len(chance):
         dashed = alt.Chart(_data([{"value": float(chance.mean())}])).mark_rule(strokeDash=[4, 3], color=BASELINE)
         layers.append(dashed.encode(y=y))
+    single = [
+        {"size": row["size"], "group": row["group"], "value": value}
+        for row in cells.to_dict("records")
+        for value in row["repeats"]
+    ]
     layers += [
+        alt.Chart(_data(single)).mark_point(size=14, opacity=0.55, strokeWidth=1).encode(x=x, y=y, color=colour),
         base.mark_line(strokeWidth=1.5).encode(y=y),
         base.mark_rule(strokeWidth=1.2).encode(y=alt.Y("low:Q", title=clean(label)), y2="high:Q"),
         base.mark_point(filled=True, size=36, opacity=1).encode(y=y),
@@ -453,9 +461,15 @@ def likelihood_figure(
         raise InputError(
             "these results hold no experiment on likelihoods", remedy="see txeval experiment likelihood --help"
         )
+    others = _shown(reference_frame(scores, frame), headline=headline)
     parts = []
-    for _, part in frame.groupby([*TABLE, "group"], dropna=False, sort=False):
-        order = list(dict.fromkeys(part["likelihood"]))
+    for key, own in frame.groupby([*TABLE, "group"], dropna=False, sort=False):
+        order = list(dict.fromkeys(own["likelihood"]))
+        part = own
+        if len(others):
+            same = (others[TABLE].astype(str) == [str(item) for item in key[: len(TABLE)]]).all(axis=1)
+            beside = others[same].assign(likelihood=[clean(name) for name in others.loc[same, "group"]])
+            part = pd.concat([own, beside], ignore_index=True)
         panels = []
         for (task, metric, post), cells in part.groupby(["task", "metric", "post_processing"], sort=False):
             panels.append(
@@ -464,7 +478,7 @@ def likelihood_figure(
         title = f"{_where(part.iloc[0])}: {clean(part.iloc[0]['group'])}"
         name = alt.TitleParams(title, anchor="start", fontSize=10)
         parts.append(alt.concat(*panels, columns=4, spacing=18).properties(title=name))
-    return _finished(alt.vconcat(*parts, spacing=24), "Scores by likelihood", _interval_text(frame))
+    return _finished(alt.vconcat(*parts, spacing=24), "Scores by likelihood", _interval_text(frame, others))
 
 
 def _likelihood_panel(cells: pd.DataFrame, order: list[str], post: str, *, databases: bool, metric: str) -> Any:
@@ -477,24 +491,43 @@ def _likelihood_panel(cells: pd.DataFrame, order: list[str], post: str, *, datab
         }
         for row in cells.to_dict("records")
     ]
-    colour = alt.Color("likelihood:N", title="likelihood", sort=order, scale=_colours(order))
+    names = [*order, *(name for name in dict.fromkeys(cells["likelihood"]) if name not in order)]
+    colours = [CATEGORIES[i] if i < len(order) else _GREYS[(i - len(order)) % len(_GREYS)] for i in range(len(names))]
+    colour = alt.Color(
+        "likelihood:N", title="likelihood", sort=names, scale=alt.Scale(domain=[clean(n) for n in names], range=colours)
+    )
+    single = [
+        {"place": row["subset"] if databases else row["likelihood"], "likelihood": row["likelihood"], "value": value}
+        for row in cells.to_dict("records")
+        for value in row["repeats"]
+    ]
     x = alt.X(
-        "place:N", title=None, sort=None if databases else order, axis=alt.Axis(labelAngle=0 if databases else -40)
+        "place:N", title=None, sort=None if databases else names, axis=alt.Axis(labelAngle=0 if databases else -40)
     )
     base = alt.Chart(_data(rows)).encode(x=x, color=colour)
     if databases:
-        base = base.encode(xOffset=alt.XOffset("likelihood:N", sort=order, scale=alt.Scale(domain=order)))
+        base = base.encode(xOffset=alt.XOffset("likelihood:N", sort=names, scale=alt.Scale(domain=names)))
     title = clean(label)
     layers = [
         base.mark_bar(opacity=0.85).encode(y=alt.Y("value:Q", title=title)),
         base.mark_rule(strokeWidth=1.2).encode(y=alt.Y("low:Q", title=title), y2="high:Q", color=alt.value("#222")),
     ]
+    rings = (
+        alt.Chart(_data(single))
+        .mark_point(size=14, opacity=0.7, strokeWidth=1, color="#222")
+        .encode(x=x, y=alt.Y("value:Q", title=title))
+    )
+    layers.append(
+        rings.encode(xOffset=alt.XOffset("likelihood:N", sort=names, scale=alt.Scale(domain=names)))
+        if databases
+        else rings
+    )
     chance = cells["chance"].dropna()
     if len(chance):
         rule = alt.Chart(_data([{"value": float(chance.mean())}])).mark_rule(strokeDash=[4, 3], color=BASELINE)
         layers.append(rule.encode(y=alt.Y("value:Q", title=title)))
     n = len({row["place"] for row in rows})
-    width = (24 * len(order) + 14) * n if databases else 34 * n
+    width = (24 * len(names) + 14) * n if databases else 34 * n
     return alt.layer(*layers).properties(
         width=max(80, width),
         height=150,

@@ -289,7 +289,8 @@ def _cell(row: BoardRow, column: BoardColumn, first: bool, notes: list[str]) -> 
     if not math.isnan(cell.low):
         lines.append(element("small", f"{number(cell.low)} to {number(cell.high)}", class_="interval"))
     elif row.kind == PUBLISHED and not math.isnan(cell.sd):
-        lines.append(element("small", f"± {number(cell.sd)}", class_="interval"))
+        spread = "below 0.001" if 0 < cell.sd < 0.0005 else number(cell.sd)
+        lines.append(element("small", f"± {spread}", class_="interval"))
     elif row.kind == MODEL:
         lines.append(element("small", "no interval", class_="interval"))
     if cell.post_processing:
