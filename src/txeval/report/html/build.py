@@ -319,7 +319,8 @@ class _Part:
     def _related(self, cells: Cells, pair: tuple[int, int]) -> pd.DataFrame | None:
         links = [name for name in cells.columns if name.startswith("link_")]
         links = sorted(links, key=lambda name: float(name.removeprefix("link_")))[:1]
-        return cells.first(self.every[pair], ["database", "gene_a", "gene_b", "cosine", "rank", *links])
+        frame = cells.first(self.every[pair], ["database", "gene_a", "gene_b", "cosine", "rank", *links])
+        return None if frame is None else frame.drop_duplicates(["database", "gene_a", "gene_b"])
 
     def _drawn(self, frame: pd.DataFrame) -> pd.DataFrame:
         if len(frame) <= MOST_RELATIONS:

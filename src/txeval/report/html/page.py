@@ -24,7 +24,7 @@ from txeval.report.layout import number
 from txeval.report.style import ABOVE, BELOW, CATEGORIES, post_title, short_post
 from txeval.tasks.registry import list_tasks
 
-__all__ = ["page"]
+__all__ = ["page", "summary_table"]
 
 #: Parts of the script, in order; they share one scope.
 SCRIPTS = ("core.js", "summary.js", "levels.js", "tables.js", "maps.js", "main.js")
@@ -405,7 +405,7 @@ def _scores(i: int, view: View) -> Markup:
         element("div", class_="controls js", data_part="summary-controls"),
         element(
             "div",
-            _summary_table(view),
+            summary_table(view),
             class_="scroll",
             tabindex="0",
             role="region",
@@ -418,7 +418,8 @@ def _scores(i: int, view: View) -> Markup:
     )
 
 
-def _summary_table(view: View) -> Markup:
+def summary_table(view: View) -> Markup:
+    """Models against headline scores, best post-processing of each."""
     columns = [view.columns[c] for c in view.headline]
     by_cell = {
         (row["model"], row["task"], row["metric"], row["subset"]): row for row in view.summary.to_dict("records")
@@ -645,13 +646,14 @@ def _provenance(folder: Path, views: Sequence[View], manifest: Mapping[str, Any]
             )
         )
     started = [str(run.get("started", "")) for run in runs]
-    when = f"Computed {started[0][:10]}" + (f" to {started[-1][:10]}" if started[0][:10] != started[-1][:10] else "")
+    days = list(dict.fromkeys(text[:10] for text in started if text))
+    when = f" Computed {' to '.join(days[:1] + days[-1:] if len(days) > 1 else days)}." if days else ""
     how_to = element(
         "div",
         element("h3", "To repeat it"),
         element("pre", "\n".join(dict.fromkeys(commands)) or "no command was recorded", tabindex="0"),
         element("p", "or, from the results folder: ", element("code", "txeval run run.yaml --out NEW_FOLDER")),
-        element("p", f"Scores: digest {digest}. {when if runs else ''}"),
+        element("p", f"Scores: digest {digest}.{when}"),
     )
     return element("section", element("h2", "Where this comes from"), how_to, parts, id="provenance")
 
