@@ -233,6 +233,7 @@ def _each_once(frame: pd.DataFrame) -> pd.DataFrame:
     keys = ["dataset", "protocol", "protocol_fingerprint", "split", "model", "post_processing", "task", "metric"]
     keys += ["subset", "seed", "txeval_version", "settings"]
     filled = frame.assign(seed=frame["seed"].astype("float64").fillna(-1))
+    folders = filled.groupby(keys, sort=False)["folder"].agg(lambda names: " + ".join(dict.fromkeys(names)))
     # A score of one folder stands for the failure of another.
     order = filled["status"].ne("ok").sort_values(kind="stable").index
     filled = filled.loc[order]
@@ -245,7 +246,6 @@ def _each_once(frame: pd.DataFrame) -> pd.DataFrame:
                     f"{first['value']!r} in {first['folder']} and {row['value']!r} in {row['folder']}",
                     remedy="leave one of the folders out, or find out why they differ: txeval leaderboard check DIR",
                 )
-    folders = filled.groupby(keys, sort=False)["folder"].agg(lambda names: " + ".join(dict.fromkeys(names)))
     once = filled.drop_duplicates(keys).copy()
     index = pd.MultiIndex.from_frame(once[keys])
     once["folders"] = folders.loc[index].to_numpy()
