@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from txeval.cli.base import Command, Parser, at_least, complain, one_of
 
@@ -38,13 +39,27 @@ def _configure(parser: Parser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from txeval.report.html import ReportOptions, write_report
-
-    options = ReportOptions(cells=args.cells, layout=args.layout, embeddings=not args.no_embeddings)
-    tell = (lambda text: None) if args.plain else (lambda text: complain(text, kind="report: "))
-    path = write_report(Path(args.folder), args.out, options, progress=tell)
+    path = write_report(
+        Path(args.folder),
+        args.out,
+        tell=not args.plain,
+        cells=args.cells,
+        layout=args.layout,
+        embeddings=not args.no_embeddings,
+    )
     print(path)
     return 0
+
+
+def write_report(folder: Path, out: str | None = None, *, tell: bool = False, **options: Any) -> Path:
+    """Write the report and give its path; say on stderr what is being made."""
+    from txeval.report import html
+
+    def progress(text: str) -> None:
+        if tell:
+            complain(text, kind="report: ")
+
+    return html.write_report(folder, out, html.ReportOptions(**options), progress)
 
 
 COMMAND = Command(

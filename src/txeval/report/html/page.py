@@ -170,6 +170,11 @@ def _answer(i: int, view: View, manifest: Mapping[str, Any]) -> Markup:
     )
 
 
+def _key(kind: str, text: str) -> list[object]:
+    """A mark and what it means, on one line."""
+    return [element("span", element("span", class_=kind, aria_hidden="true"), f" {text}", class_="item"), " "]
+
+
 #: Embeddings on the board of the first screen.
 ON_BOARD = 8
 
@@ -217,12 +222,9 @@ def _board(view: View) -> Markup | None:
         more,
         element(
             "p",
-            element("span", class_="disc lead clear", aria_hidden="true"),
-            " clear lead ",
-            element("span", class_="disc lead", aria_hidden="true"),
-            " leads ",
-            element("span", class_="disc near", aria_hidden="true"),
-            " not told apart from the leader",
+            _key("disc lead clear", "clear lead"),
+            _key("disc lead", "leads"),
+            _key("disc near", "not told apart from the leader"),
             class_="legend",
         ),
         class_="board",
@@ -324,14 +326,11 @@ def _ladder(view: View) -> Markup:
         )
     legend = element(
         "p",
-        element("span", class_="mark dot", aria_hidden="true"),
-        " embedding ",
-        element("span", class_="mark dot lead", aria_hidden="true"),
-        " best ",
-        element("span", class_="mark random", aria_hidden="true"),
-        " random baseline ",
-        element("span", class_="mark chance", aria_hidden="true"),
-        " chance. The scale of each level goes from its lowest to its highest mark; numbers are in the table below.",
+        _key("mark dot", "embedding"),
+        _key("mark dot lead", "best"),
+        _key("mark random", "random baseline"),
+        _key("mark chance", "chance"),
+        "The scale of each level goes from its lowest to its highest mark; numbers are in the table below.",
         class_="legend",
     )
     return element(
@@ -682,7 +681,9 @@ def _screen_table(screen: Mapping[str, Any]) -> Markup:
     if control:
         rows.append(["quality control", str(control)])
     return element(
-        "div", element("h3", "Screen ", label(screen.get("name", ""))), table(["What", "Value"], rows, class_="plain")
+        "div",
+        element("h3", "Screen ", label(screen.get("name", ""))),
+        _wide(table(["What", "Value"], rows, class_="plain"), "The screen"),
     )
 
 
@@ -704,14 +705,7 @@ def _embeddings(manifest: Mapping[str, Any]) -> Markup:
             ]
         )
     header = ["Embedding", "Source", "Samples × features", "Fingerprint", "Record"]
-    wrapped = element(
-        "div",
-        table(header, rows, class_="plain"),
-        class_="scroll",
-        tabindex="0",
-        role="region",
-        aria_label="Embeddings, scrolls sideways",
-    )
+    wrapped = _wide(table(header, rows, class_="plain"), "Embeddings")
     return element("div", element("h3", "Embeddings"), wrapped)
 
 
@@ -722,4 +716,10 @@ def _splits(manifest: Mapping[str, Any]) -> Markup:
             shown = [f"{sizes.get(key, 0):,}" for key in ("samples", "controls", "batches", "perturbations")]
             rows.append([element("span", label(split.get("id", "")), f" {name}"), *shown])
     header = ["Split", "Samples", "Controls", "Batches", "Perturbations"]
-    return element("div", element("h3", "Splits"), table(header, rows, class_="plain"))
+    return element("div", element("h3", "Splits"), _wide(table(header, rows, class_="plain"), "Splits"))
+
+
+def _wide(content: Markup, name: str) -> Markup:
+    """A table that scrolls sideways where it does not fit."""
+    options = {"class_": "scroll", "tabindex": "0", "role": "region", "aria_label": f"{name}, scrolls sideways"}
+    return element("div", content, **options)

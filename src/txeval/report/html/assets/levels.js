@@ -16,7 +16,7 @@ function postMark(view, post) {
 }
 
 function rowLabel(text, y, width) {
-  const most = Math.max(6, Math.floor(width / 7));
+  const most = Math.max(6, Math.floor((width - 10) / 7.4));
   const chars = [...text];
   const shown = chars.length > most ? `${chars.slice(0, most - 1).join("")}…` : text;
   // Isolated from the direction of the text around it, as <bdi> is in HTML.
@@ -93,13 +93,12 @@ function dotPlot(view, column, holder, more) {
 }
 
 function postLegend(view) {
+  const item = (...content) => [el("span", { class: "item" }, content), " "];
+  const line = (kind, text) => item(el("span", { class: `key-line ${kind}`, "aria-hidden": "true" }), ` ${text}`);
   return el("p", { class: "legend" }, view.posts.map((name, p) => {
     const { fill, shape } = postMark(view, p);
-    return [svg("svg", { width: 14, height: 12, "aria-hidden": "true" }, mark(shape, 7, 6, 4, { fill })), ` ${postTitle(name)}  `];
-  }), el("span", { class: "key-line interval", "aria-hidden": "true" }), " 95 % interval  ",
-  el("span", { class: "key-line seed", "aria-hidden": "true" }), " single seeds  ",
-  el("span", { class: "key-line chance", "aria-hidden": "true" }), " chance  ",
-  el("span", { class: "key-line random", "aria-hidden": "true" }), " random baseline");
+    return item(svg("svg", { width: 14, height: 12, "aria-hidden": "true" }, mark(shape, 7, 6, 4, { fill })), ` ${postTitle(name)}`);
+  }), line("interval", "95 % interval"), line("seed", "single seeds"), line("chance", "chance"), line("random", "random baseline"));
 }
 
 function numbersTable(view, column) {
