@@ -278,6 +278,7 @@ class _Part:
             return None
         names = ["database", "gene_a", "gene_b"]
         index: pd.MultiIndex | None = None
+        every, rows = pd.DataFrame(), np.arange(0)
         total = 0
         tables: dict[str, Any] = {}
         for m, p in self.pairs:
@@ -285,9 +286,12 @@ class _Part:
             if frame is None or frame.empty:
                 continue
             if index is None:
-                total = len(frame)
-                index = pd.MultiIndex.from_frame(self._drawn(frame)[names])
-            found = frame.set_index(names).reindex(index)
+                total, every = len(frame), frame[names]
+                rows = self._drawn(total)
+                index = pd.MultiIndex.from_frame(every.iloc[rows])
+            # Embeddings of one screen have the same relationships, as a rule; looking each of them up takes long.
+            same = frame[names].equals(every)
+            found: pd.DataFrame = frame.iloc[rows] if same else frame.set_index(names).reindex(index)
             block = Block()
             block.steps("cosine", found["cosine"])
             if not self.reduced:
@@ -320,13 +324,15 @@ class _Part:
         links = [name for name in cells.columns if name.startswith("link_")]
         links = sorted(links, key=lambda name: float(name.removeprefix("link_")))[:1]
         frame = cells.first(self.every[pair], ["database", "gene_a", "gene_b", "cosine", "rank", *links])
-        return None if frame is None else frame.drop_duplicates(["database", "gene_a", "gene_b"])
+        if frame is None:
+            return None
+        return frame.drop_duplicates(["database", "gene_a", "gene_b"], ignore_index=True)
 
-    def _drawn(self, frame: pd.DataFrame) -> pd.DataFrame:
-        if len(frame) <= MOST_RELATIONS:
-            return frame
-        rows = stream(0, "report", "relations").choice(len(frame), size=MOST_RELATIONS, replace=False)
-        return frame.iloc[np.sort(rows)]
+    def _drawn(self, n: int) -> Any:
+        """Numbers of the relationships that are listed, of n."""
+        if n <= MOST_RELATIONS:
+            return np.arange(n)
+        return np.sort(stream(0, "report", "relations").choice(n, size=MOST_RELATIONS, replace=False))
 
     # What needs the embeddings
 

@@ -24,6 +24,7 @@ class Cells:
         self._file = pq.ParquetFile(path)
         self.columns = list(self._file.schema_arrow.names)
         self._groups: dict[Key, dict[int | None, list[int]]] = {}
+        self._mixed: set[int] = set()
         numbers = {name: i for i, name in enumerate(self.columns)}
         for group in range(self._file.metadata.num_row_groups):
             for key, seed in self._constants(group, numbers):
@@ -42,6 +43,7 @@ class Cells:
             else:
                 frame = self._file.read_row_group(group, columns=[*_KEYS, "seed"]).to_pandas()
                 rows = frame.drop_duplicates().itertuples(index=False, name=None)
+                self._mixed.add(group)
                 return [(tuple(map(str, row[:4])), None if pd.isna(row[4]) else int(row[4])) for row in rows]
         return [(tuple(map(str, found[:4])), found[4])]
 
@@ -55,6 +57,9 @@ class Cells:
         if not groups:
             return None
         wanted = [name for name in columns if name in self.columns]
+        if self._mixed.isdisjoint(groups):
+            whole: pd.DataFrame = self._file.read_row_groups(groups, columns=wanted).to_pandas()
+            return whole
         frame: pd.DataFrame = self._file.read_row_groups(groups, columns=[*_KEYS, "seed", *wanted]).to_pandas()
         same = frame["seed"].isna() if seed is None else frame["seed"] == seed
         for name, value in zip(_KEYS, key, strict=True):
