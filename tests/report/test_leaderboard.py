@@ -150,6 +150,12 @@ def test_versions_protocols_splits_and_settings_never_share_a_column() -> None:
     assert [column.settings for column in board.columns] == ["one", "two"]
 
 
+def test_without_an_interval_nothing_is_claimed() -> None:
+    rows = [score_rows.row(0.9, low=0.8, high=0.95, model="sure"), score_rows.row(0.99, model="unsure")]
+    [board] = own(make_boards([source("a", score_rows.scores(*rows))]))
+    assert {row.label: row.among_best() for row in board.rows} == {"sure": 1, "unsure": 0}
+
+
 def test_folders_are_merged_and_the_same_score_is_taken_once() -> None:
     first = score_rows.scores(score_rows.row(0.1, model="a", seed=0), score_rows.row(None, model="b"))
     second = score_rows.scores(score_rows.row(0.1, model="a", seed=0), score_rows.row(0.3, model="b"))

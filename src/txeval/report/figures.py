@@ -418,7 +418,7 @@ def _scaling_panel(cells: pd.DataFrame, others: pd.DataFrame, label: str, post: 
         axis=alt.Axis(values=sizes, format=",d", labelAngle=-40),
     )
     y = alt.Y("value:Q", title=clean(label), scale=alt.Scale(zero=False, nice=True))
-    colour = alt.Color("group:N", title="model", sort=names, scale=_colours(groups))
+    colour = alt.Color("group:N", title="model", sort=names, scale=_colours(groups), legend=alt.Legend(symbolOpacity=1))
     wanted = ["size", "value", "low", "high", "group"]
     base = alt.Chart(_data(cells[wanted].to_dict("records"))).encode(x=x, color=colour)
     layers = []

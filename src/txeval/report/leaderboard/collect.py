@@ -113,8 +113,8 @@ class BoardRow:
     cells: dict[str, BoardCell] = field(default_factory=dict)
 
     def among_best(self) -> int:
-        """Number of columns whose rank interval reaches 1."""
-        return sum(cell.rank_low == 1 for cell in self.cells.values())
+        """Number of columns whose rank interval reaches 1; a score without an interval has no such claim."""
+        return sum(cell.rank_low == 1 and not math.isnan(cell.low) for cell in self.cells.values())
 
     def missing(self, columns: Sequence[BoardColumn]) -> int:
         """Number of columns without a score."""

@@ -41,7 +41,7 @@ MARKER = "leaderboard.json"
 _GROUPS = {
     MODEL: "Models",
     BASELINE: "Baselines without information (not ranked)",
-    PUBLISHED: "Published: Bendidi et al. 2024, Table 2 (not computed by txeval, not ranked)",
+    PUBLISHED: "Published: Bendidi et al. 2024, Table 2, ± standard deviation of 5 runs (not by txeval, not ranked)",
 }
 
 
@@ -149,7 +149,8 @@ def _footer() -> Markup:
         element(
             "p",
             "A hatched cell has no score: it counts for nothing, neither as zero nor as the mean of others. "
-            "“May be the best” counts the columns whose rank interval reaches 1; it is no overall score.",
+            "“May be the best” counts the columns whose rank interval reaches 1, where there is one; it is no overall "
+            "score.",
         ),
         element(
             "p",
@@ -278,14 +279,13 @@ def _cell(row: BoardRow, column: BoardColumn, first: bool, notes: list[str]) -> 
     edge = " first" if first else ""
     if cell is None or math.isnan(cell.value):
         return _hole(row, cell, edge)
-    raised = None
-    if cell.remark:
-        if cell.remark not in notes:
-            notes.append(cell.remark)
-        raised = element("sup", f"[{notes.index(cell.remark) + 1}]")
+    remarks = [text for text in cell.remark.split(" | ") if text]
+    notes += [text for text in remarks if text not in notes]
+    raised = element("sup", [f"[{notes.index(text) + 1}]" for text in remarks]) if remarks else None
     lines = []
     if row.kind == MODEL:
-        lines.append(element("small", element("span", f"rank {span(cell.rank_low, cell.rank_high)}", class_="rank")))
+        known = not math.isnan(cell.low)
+        lines.append(element("small", f"rank {span(cell.rank_low, cell.rank_high)}" if known else "rank not known"))
     if not math.isnan(cell.low):
         lines.append(element("small", f"{number(cell.low)} to {number(cell.high)}", class_="interval"))
     elif row.kind == PUBLISHED and not math.isnan(cell.sd):
