@@ -362,7 +362,7 @@ def test_several_screens_have_a_switch(norman: Path, papalexi: Path, results: Pa
     page = opened(write_report(results / "both")).ready()
     first = page.locator("h1:visible").inner_text()
     assert page.locator("h1:visible").count() == 1
-    page.get_by_label("Screen").select_option("1")
+    page.locator("#which").select_option("1")
     page.locator("#view-1 table.heat button.sort").first.wait_for()
     assert page.locator("h1:visible").count() == 1
     assert page.locator("h1:visible").inner_text() != first

@@ -43,6 +43,8 @@ class Model:
         Label in the score rows.
     label
         What the report calls it: says so where the weights were never trained.
+    role
+        "floor" for a baseline without information, "ceiling" for what could be reached at most, "" for a model.
     fingerprints
         Of the embeddings of all seeds, the lowest seed first.
     """
@@ -50,8 +52,13 @@ class Model:
     name: str
     label: str
     source: str
-    is_baseline: bool
+    role: str
     fingerprints: tuple[str, ...]
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether it is something to hold models against, and no model."""
+        return self.role != ""
 
 
 @dataclass(frozen=True)
@@ -142,9 +149,8 @@ def make_views(scores: pd.DataFrame) -> list[View]:
 def _view(rows: pd.DataFrame, names: Mapping[str, str]) -> View:
     cells = _with_seeds(aggregate(rows), rows)
     shown = summary(rows)
-    baselines = baseline_models(rows)
-    models = _models(rows, names, baselines)
-    columns, number_of = _columns(cells, shown, {model.label for model in models if model.is_baseline})
+    models = _models(rows, names, _roles(rows))
+    columns, number_of = _columns(cells, shown, {model.label: model.role for model in models})
     cells["column"] = [number_of[key] for key in _keys(cells)]
     first = rows.iloc[0]
     return View(
@@ -160,7 +166,7 @@ def _view(rows: pd.DataFrame, names: Mapping[str, str]) -> View:
         holes=holes(rows),
         left_out=left_out(rows),
         remarks=remarks(rows),
-        verdict=_verdict(cells, columns, models, rows),
+        verdict=_verdict(cells, shown, columns, models),
     )
 
 
@@ -168,7 +174,12 @@ def _keys(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
     return list(zip(frame["task"], frame["metric"], frame["subset"], strict=True))
 
 
-def _models(rows: pd.DataFrame, names: Mapping[str, str], baselines: set[str]) -> tuple[Model, ...]:
+def _roles(rows: pd.DataFrame) -> dict[str, str]:
+    """Labels of what is no model -> what it is."""
+    return dict.fromkeys(baseline_models(rows), "floor")
+
+
+def _models(rows: pd.DataFrame, names: Mapping[str, str], roles: Mapping[str, str]) -> tuple[Model, ...]:
     found = []
     for label, part in rows.groupby("model", sort=False):
         prints = part.sort_values("seed", na_position="first")["embedding_fingerprint"]
@@ -177,7 +188,7 @@ def _models(rows: pd.DataFrame, names: Mapping[str, str], baselines: set[str]) -
                 name=names[str(label)],
                 label=str(label),
                 source=str(part.iloc[0]["source"]),
-                is_baseline=str(label) in baselines,
+                role=roles.get(str(label), ""),
                 fingerprints=tuple(dict.fromkeys(text for text in prints if text)),
             )
         )
@@ -209,7 +220,7 @@ def _end(bounds: list[float], end: Any) -> float:
 
 
 def _columns(
-    cells: pd.DataFrame, shown: pd.DataFrame, baselines: set[str]
+    cells: pd.DataFrame, shown: pd.DataFrame, roles: Mapping[str, str]
 ) -> tuple[tuple[Column, ...], dict[tuple[str, str, str], int]]:
     info = catalogue(cells)
     headline = {key: str(label) for key, label in zip(_keys(shown), shown["label"], strict=True)}
@@ -218,17 +229,20 @@ def _columns(
     for key, part in cells.groupby(["task", "metric", "subset"], sort=False):
         task, metric, subset = map(str, key)
         number_of[task, metric, subset] = len(columns)
-        columns.append(_column(part, info[task, metric], subset, headline.get((task, metric, subset)), baselines))
+        columns.append(_column(part, info[task, metric], subset, headline.get((task, metric, subset)), roles))
     return tuple(columns), number_of
 
 
-def _column(part: pd.DataFrame, info: MetricInfo, subset: str, headline: str | None, baselines: set[str]) -> Column:
+def _column(
+    part: pd.DataFrame, info: MetricInfo, subset: str, headline: str | None, roles: Mapping[str, str]
+) -> Column:
     values = part["value"].to_numpy(dtype=float)
-    base = part["model"].isin(baselines).to_numpy()
+    role = part["model"].map(roles).to_numpy()
+    base, real = role == "floor", role == ""
     best = np.nanmax if info.higher_is_better else np.nanmin
     random = _reduce(values[base], best)
     chance = _reduce(part["chance"].to_numpy(dtype=float), np.nanmean)
-    top = _reduce(values[~base], best)
+    top = _reduce(values[real], best)
     known = np.asarray([level for level in (chance, random) if not math.isnan(level)])
     if info.task in RANDOM_IS_BEST:
         # One batch alone around every sample.
@@ -259,21 +273,23 @@ def _reduce(values: Any, how: Any) -> float:
 
 
 def _verdict(
-    cells: pd.DataFrame, columns: tuple[Column, ...], models: tuple[Model, ...], rows: pd.DataFrame
+    cells: pd.DataFrame, shown: pd.DataFrame, columns: tuple[Column, ...], models: tuple[Model, ...]
 ) -> Verdict:
     levels = []
     by_column = dict(iter(cells.groupby("column")))
+    chosen = dict(iter(shown.groupby(["task", "metric", "subset"], sort=False)))
     tasks = {task.name: task.title for task in list_tasks()}
     for task in dict.fromkeys(column.task for column in columns):
         own = [i for i, column in enumerate(columns) if column.task == task and column.headline]
         if not own:
             continue
         reasons = [str(text) for i in own for text in by_column[i]["reason"] if text]
+        key = [(columns[i].task, columns[i].metric, columns[i].subset) for i in own]
         levels.append(
             LevelScores(
                 level=columns[own[0]].level,
                 title=tasks.get(task, task),
-                columns=[_score_column(columns[i], by_column[i]) for i in own],
+                columns=[_score_column(columns[i], by_column[i], chosen[k]) for i, k in zip(own, key, strict=True)],
                 reason=reasons[0] if reasons else "",
                 random_is_best=task in RANDOM_IS_BEST,
             )
@@ -282,10 +298,20 @@ def _verdict(
     return judge(levels, [model.label for model in models], {model.label for model in models if model.is_baseline})
 
 
-def _score_column(column: Column, part: pd.DataFrame) -> ScoreColumn:
-    names = ["model", "post_processing", "value", "low", "high"]
-    contenders = [Contender(*row) for row in part[names].itertuples(index=False, name=None)]
-    return ScoreColumn(column.label, contenders, column.higher_is_better)
+_CONTENDER = ["model", "post_processing", "value", "low", "high"]
+
+
+def _score_column(column: Column, part: pd.DataFrame, shown: pd.DataFrame) -> ScoreColumn:
+    contenders = [Contender(*row) for row in part[_CONTENDER].itertuples(index=False, name=None)]
+    chosen = [Contender(*row) for row in shown[_CONTENDER].itertuples(index=False, name=None)]
+    # The chosen score of several seeds has no interval of its own: it gets that which spans the intervals of all.
+    spans = {(one.model, one.post_processing): one for one in contenders}
+    chosen = [
+        spans.get((one.model, one.post_processing), one) if math.isnan(one.low) else one
+        for one in chosen
+        if not math.isnan(one.value)
+    ]
+    return ScoreColumn(column.label, contenders, column.higher_is_better, {one.model: one for one in chosen})
 
 
 def view_data(view: View) -> dict[str, Any]:
@@ -316,7 +342,19 @@ def view_data(view: View) -> dict[str, Any]:
         for row in view.cells.to_dict("records")
     ]
     choice = view.verdict.choice
+    numbers = {(column.task, column.metric, column.subset): i for i, column in enumerate(view.columns)}
+    spans = {(c[0], c[1], view.posts[c[2]]): (c[5], c[6]) for c in cells}
+    chosen = []
+    for row in view.summary.to_dict("records"):
+        if not math.isnan(row["value"]):
+            column, model = numbers[row["task"], row["metric"], row["subset"]], models[row["model"]]
+            ends = (row["low"], row["high"])
+            if math.isnan(row["low"]):
+                ends = spans.get((column, model, row["post_processing"]), ends)
+            picked = [posts[name] for name in str(row["post_processing"]).split(" | ") if name in posts]
+            chosen.append([column, model, row["value"], row["sd"], *ends, picked, bool(row["best"])])
     return {
+        "chosen": chosen,
         "choice": None if choice is None else [models[choice[0]], posts[choice[1]]],
         "dataset": plain_text(view.dataset),
         "protocol": plain_text(view.protocol),

@@ -471,7 +471,7 @@ def _cell(row: Mapping[Any, Any] | None, column: Column) -> Markup:
         "td",
         element("span", number(row["value"]), class_="value"),
         star,
-        element("small", short_post(row["post_processing"])),
+        element("small", " | ".join(map(short_post, row["post_processing"].split(" | ")))),
         class_=f"cell{kind}{' best' if row['best'] else ''}",
         style=None if math.isnan(place) else f"--t:{abs(place):.3f}",
     )

@@ -29,14 +29,23 @@ class Contender:
 
 @dataclass(frozen=True)
 class ScoreColumn:
-    """One headline score: every model under every post-processing."""
+    """One headline score: every model under every post-processing.
+
+    Attributes
+    ----------
+    chosen
+        Model -> its score under the post-processing that was chosen for it; of models that are absent, the best.
+    """
 
     label: str
     contenders: Sequence[Contender]
     higher_is_better: bool = True
+    chosen: Mapping[str, Contender] = field(default_factory=dict)
 
     def best_of(self, model: str) -> Contender | None:
-        """A model's score under its best post-processing."""
+        """A model's score under the post-processing chosen for it."""
+        if model in self.chosen:
+            return self.chosen[model]
         mine = [one for one in self.contenders if one.model == model and not math.isnan(one.value)]
         # max and min keep the first of equals, as the summary table does.
         return (max if self.higher_is_better else min)(mine, key=lambda one: one.value, default=None)

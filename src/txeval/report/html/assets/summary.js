@@ -6,6 +6,7 @@ class View {
     Object.assign(this, data);
     this.root = root;
     this.byKey = new Map(data.cells.map((cell) => [`${cell[0]},${cell[1]},${cell[2]}`, cell]));
+    this.picked = new Map(data.chosen.map((row) => [`${row[0]},${row[1]}`, this.pickedCell(row)]));
     this.listeners = [];
     const real = data.models.findIndex((model) => !model.baseline);
     this.model = real < 0 ? 0 : real;
@@ -35,8 +36,21 @@ class View {
 
   cell(column, model, post) { return this.byKey.get(`${column},${model},${post}`); }
 
-  /** The cell of the best post-processing of a model: the first of equals. */
+  /** The score that the summary shows: a cell with the chosen value; `posts` are the post-processings behind it. */
+  pickedCell([column, model, value, sd, low, high, posts]) {
+    const cell = [...this.cell(column, model, posts.length ? posts[0] : 0)];
+    [cell[3], cell[4], cell[5], cell[6]] = [value, sd, low, high];
+    cell.posts = posts;
+    return cell;
+  }
+
+  /** The post-processings behind a cell, as text. */
+  postsOf(cell, name) { return (cell.posts || [cell[2]]).map((post) => name(this.posts[post])).join(" | "); }
+
+  /** The cell that stands for a model: that of the summary, else of the best post-processing (the first of equals). */
   best(column, model) {
+    const picked = this.picked.get(`${column},${model}`);
+    if (picked) return picked;
     const { higher } = this.columns[column];
     let found = null;
     for (let post = 0; post < this.posts.length; post++) {
@@ -73,7 +87,7 @@ function cellTip(view, cell, column) {
   if (cell[15].length) add("seeds", cell[15].map((one) => fmt(one[1])).join(", "));
   add("left out", view.text(cell[12]));
   return [
-    el("b", {}, bdi(view.models[cell[1]].label), ", ", postTitle(view.posts[cell[2]])),
+    el("b", {}, bdi(view.models[cell[1]].label), ", ", view.postsOf(cell, postTitle)),
     el("p", {}, about.label, about.higher ? "" : " (lower is better)", ". ", about.summary),
     el("dl", {}, lines),
   ];
@@ -160,7 +174,7 @@ function summaryTable(view, holder, controls) {
         const top = best.get(c) === cell[3] && !view.models[m].baseline;
         const made = el("td", { ...options, class: `cell${isNumber(place) ? (place >= 0 ? " above" : " below") : ""}${top ? " best" : ""}`, style: isNumber(place) ? { "--t": Math.abs(place).toFixed(3) } : {} },
           el("span", { class: "value" }, fmt(cell[3])), top && el("span", { class: "star" }, "★", el("span", { class: "sr" }, " best")),
-          settings.post === "best" && view.posts.length > 1 && el("small", {}, shortPost(view.posts[cell[2]])),
+          settings.post === "best" && view.posts.length > 1 && el("small", {}, view.postsOf(cell, shortPost)),
           strip(view, c, cell, ranges.get(c)));
         made.dataset.column = c;
         made.dataset.model = m;
