@@ -311,12 +311,11 @@ def test_build_and_serve(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "1 models" in capsys.readouterr().out
     assert main(["leaderboard", "build", str(finished), "--out", str(site), "--title", "Ours"]) == 0
 
-    from functools import partial
-    from http.server import ThreadingHTTPServer
+    from txeval.report.leaderboard.serve import HOST, make_server
 
-    from txeval.cli.commands.leaderboard import HOST, _Quiet
-
-    with ThreadingHTTPServer((HOST, 0), partial(_Quiet, directory=str(site))) as server:
+    with make_server(site, 0) as server:
+        with pytest.raises(InputError, match="cannot be used"):
+            make_server(site, server.server_address[1])
         threading.Thread(target=server.serve_forever, daemon=True).start()
         base = f"http://{HOST}:{server.server_address[1]}"
         answer = urllib.request.urlopen(f"{base}/")

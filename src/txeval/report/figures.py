@@ -142,7 +142,7 @@ def _summary_part(part: pd.DataFrame, scores: pd.DataFrame) -> Any:
         levels[label] = task
         sign = 1.0 if first["higher_is_better"] else -1.0
         best = sign * (cells["value"] * sign).max()
-        floor = cells.loc[cells["is_baseline"], "value"].mean()
+        floor = cells.loc[cells["model"].isin(baselines), "value"].mean()
         if math.isnan(floor):
             floor = cells["chance"].mean()
         for row in cells.to_dict("records"):

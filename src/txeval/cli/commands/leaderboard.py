@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 from txeval.cli.base import Command, Parser, at_least, one_of, output_console
@@ -15,7 +13,6 @@ __all__ = ["COMMAND"]
 ACTIONS = ("build", "serve", "check")
 DEFAULT_OUT = "leaderboard"
 DEFAULT_PORT = 8642
-HOST = "127.0.0.1"
 
 
 def _configure(parser: Parser) -> None:
@@ -74,41 +71,18 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
+    from txeval.report.leaderboard.serve import HOST, make_server
+
     [folder, *more] = args.folders
     if more:
         raise InputError("one site at a time can be served", remedy="name the folder of one site")
-    site = Path(folder)
-    if not (site / "index.html").is_file():
-        raise InputError(f"{site} holds no site", remedy=f"make it: txeval leaderboard build RESULTS... --out {site}")
-    port = DEFAULT_PORT if args.port is None else args.port
-    try:
-        server = ThreadingHTTPServer((HOST, port), partial(_Quiet, directory=str(site)))
-    except (OSError, OverflowError) as why:
-        raise InputError(f"port {port} cannot be used: {why}", remedy="name another: --port 0 takes any") from None
-    with server:
+    with make_server(Path(folder), DEFAULT_PORT if args.port is None else args.port) as server:
         print(f"http://{HOST}:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
         try:
             server.serve_forever()
         except KeyboardInterrupt:
             print()
     return 0
-
-
-class _Quiet(SimpleHTTPRequestHandler):
-    """Serves the files of one folder to this machine, without a line per request and without lists of folders."""
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-    def list_directory(self, path: object) -> None:
-        """Refuse: there is nothing to choose from but the page."""
-        self.send_error(404)
-
-    def end_headers(self) -> None:
-        """Add what keeps a browser from guessing types and from keeping an old page."""
-        self.send_header("X-Content-Type-Options", "nosniff")
-        self.send_header("Cache-Control", "no-store")
-        super().end_headers()
 
 
 def _check(args: argparse.Namespace) -> int:

@@ -18,7 +18,7 @@ from txeval.report.leaderboard.ranks import rank_scores
 from txeval.report.paper import published_scores, screen_of, screens
 from txeval.report.paper.published import SUMMARY, screen_title
 from txeval.report.spread import with_intervals
-from txeval.report.tables import catalogue, mark_untrained, summary
+from txeval.report.tables import baseline_models, catalogue, mark_untrained, summary
 from txeval.run import read_scores
 from txeval.run.files import read_json
 
@@ -314,7 +314,7 @@ def _fill(
 ) -> None:
     """Columns of one task under one version and one set of settings."""
     chosen = summary(part, metrics=None if metrics is None else list(metrics))
-    info = catalogue(part)
+    info, baselines = catalogue(part), baseline_models(part)
     spans = {
         (row["model"], row["metric"], row["subset"], row["post_processing"]): (row["low"], row["high"])
         for row in with_intervals(part).to_dict("records")
@@ -340,7 +340,7 @@ def _fill(
         made: dict[str, BoardCell] = {}
         for row in cells.to_dict("records"):
             label_ = str(row["model"])
-            if row["is_baseline"]:
+            if label_ in baselines:
                 rows[label_].kind = BASELINE
             low, high = spans.get((row["model"], metric, subset, row["post_processing"]), (math.nan, math.nan))
             if not math.isnan(row["low"]):

@@ -23,7 +23,7 @@ from txeval.report.paper.published import (
     screens,
     summary_sd,
 )
-from txeval.report.tables import aggregate, summary
+from txeval.report.tables import aggregate, catalogue, summary
 
 __all__ = ["beside", "paper_grids"]
 
@@ -306,7 +306,8 @@ def _full(
             names = ("" if model == last else model_title(model), _POSTS[post] if place == 0 else "", name)
             rows.append(Row(names if ours is not None else names[:2], cells, section=model))
             last = model
-    tasks = " and ".join(dict.fromkeys(number.task.replace("_", " ") for number in numbers))
+    titles = {entry.task: entry.task_title for entry in catalogue().values()}
+    tasks = ", ".join(dict.fromkeys(titles[number.task] for number in numbers))
     return Grid(
         title=_title(table, screen, tasks),
         index=("model", "post-processing", "of") if ours is not None else ("model", "post-processing"),
