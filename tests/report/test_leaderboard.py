@@ -311,7 +311,7 @@ def test_build_and_serve(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert "1 models" in capsys.readouterr().out
     assert main(["leaderboard", "build", str(finished), "--out", str(site), "--title", "Ours"]) == 0
 
-    from txeval.report.leaderboard.serve import HOST, make_server
+    from txeval.cli.serving import HOST, make_server
 
     with make_server(site, 0) as server:
         with pytest.raises(InputError, match="cannot be used"):

@@ -71,7 +71,7 @@ def _build(args: argparse.Namespace) -> int:
 
 
 def _serve(args: argparse.Namespace) -> int:
-    from txeval.report.leaderboard.serve import HOST, make_server
+    from txeval.cli.serving import HOST, make_server
 
     [folder, *more] = args.folders
     if more:

@@ -1,4 +1,4 @@
-"""Shows a site on this machine."""
+"""Shows a leaderboard on this machine; imports nothing that is slow to load."""
 
 from __future__ import annotations
 
