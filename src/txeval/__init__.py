@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from txeval.data import Roles, Screen, open_screen, split
     from txeval.errors import InputError, NotComputable, TxevalError
     from txeval.protocol import Protocol, load_protocol
-    from txeval.report.results import Results, open_results
+    from txeval.report.notebook import Results, open_results
     from txeval.run import RunConfig, read_scores
 
 __all__ = [
@@ -47,8 +47,8 @@ _HOME = {
     "Screen": "txeval.data",
     "open_screen": "txeval.data",
     "split": "txeval.data",
-    "Results": "txeval.report.results",
-    "open_results": "txeval.report.results",
+    "Results": "txeval.report.notebook",
+    "open_results": "txeval.report.notebook",
     "RunConfig": "txeval.run",
     "read_scores": "txeval.run",
 }

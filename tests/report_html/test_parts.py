@@ -59,6 +59,28 @@ def test_packed_numbers_come_back_within_half_a_step(values: np.ndarray[Any, Any
     np.testing.assert_array_equal(found["i"], expected)
 
 
+@pytest.mark.parametrize(
+    "grid", [np.arange(1, 1001) / 1000, np.array([0, 3, 7]) / 60, np.array([0.25]), np.arange(-5, 5)]
+)
+def test_numbers_on_a_grid_come_back_as_they_are(grid: np.ndarray[Any, Any]) -> None:
+    values = np.random.default_rng(0).choice(grid, 500)
+    block, packer = Block(), Packer()
+    block.steps("x", values)
+    np.testing.assert_allclose(unpacked(packer.add(block), packer)["x"], values, atol=1e-12, rtol=0)
+
+
+def test_packed_numbers_can_be_rounded() -> None:
+    values = np.random.default_rng(0).normal(size=5000)
+    sizes = []
+    for digits in (None, 3):
+        block, packer = Block(), Packer()
+        block.steps("x", values, digits=digits)
+        found = unpacked(packer.add(block), packer)["x"]
+        sizes.append(packer.size)
+    np.testing.assert_allclose(found, np.round(values, 3), atol=1e-9)
+    assert sizes[1] < sizes[0]
+
+
 def test_numbers_that_do_not_fit_are_an_error() -> None:
     with pytest.raises(ValueError, match="too large"):
         Block().codes("i", [65535])

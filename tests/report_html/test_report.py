@@ -464,7 +464,7 @@ def test_a_large_screen_keeps_one_post_processing_of_each_embedding(
     norman: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("txeval.report.html.build.MOST_ROWS", 100)
-    monkeypatch.setattr("txeval.report.html.build.MOST_IN_MAP", 10)
+    monkeypatch.setattr("txeval.report.html.build.FEW_IN_MAP", 10)
     text = render_report(norman, ReportOptions(cells=50))
     data = json.loads(re.search(r'id="data">(.*?)</script>', text, flags=re.DOTALL)[1])["views"][0]
     assert len(data["pairs"]) == len(data["models"])

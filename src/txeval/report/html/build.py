@@ -43,8 +43,8 @@ MOST_ROWS = 250_000
 #: Known relationships that are listed; more are drawn from, seeded.
 MOST_RELATIONS = 20_000
 
-#: Perturbations in the map.
-MOST_IN_MAP = 200
+#: Perturbations in the map, and where the rows are many.
+MOST_IN_MAP, FEW_IN_MAP = 200, 150
 
 #: Most similar others that are listed per perturbation, and where the rows are many.
 NEIGHBOURS, FEW_NEIGHBOURS = 5, 3
@@ -167,6 +167,8 @@ class _Part:
         self.reduced = len(every) * max(len(self.labels), 1) > MOST_ROWS
         usual = [(m, view.posts.index(view.usual_post(model))) for m, model in enumerate(view.models)]
         self.pairs = usual if self.reduced else every
+        # Cosines are shown with three decimals.
+        self.digits = 3 if self.reduced else None
         self.notes: list[str] = []
         if self.reduced:
             self.notes.append(
@@ -246,7 +248,7 @@ class _Part:
                 continue
             block = Block()
             for name, values in columns.items():
-                block.steps(name, values)
+                block.steps(name, values, digits=self.digits if name == "cosine" else None)
                 if name not in names:
                     names.append(name)
             tables[f"{m},{p}"] = self.packer.add(block)
@@ -293,7 +295,7 @@ class _Part:
             same = frame[names].equals(every)
             found: pd.DataFrame = frame.iloc[rows] if same else frame.set_index(names).reindex(index)
             block = Block()
-            block.steps("cosine", found["cosine"])
+            block.steps("cosine", found["cosine"], digits=self.digits)
             if not self.reduced:
                 block.steps("rank", found["rank"])
             link = next((name for name in found.columns if name.startswith("link_")), "")
@@ -362,7 +364,7 @@ class _Part:
             found = nearest(means, k)
             block = Block()
             block.codes("index", found.index)
-            block.steps("cosine", found.cosine)
+            block.steps("cosine", found.cosine, digits=self.digits)
             made["neighbours"][f"{m},{p}"] = {"k": found.index.shape[1], **self.packer.add(block)}
             if len(in_map) > 2:
                 maps[f"{m},{p}"] = self._map_block(means[in_map])
@@ -385,7 +387,8 @@ class _Part:
         """Numbers of the perturbations in the map: all, or those with most known relationships (then most samples)."""
         n = len(self.labels)
         self._how_in_map = ""
-        if n <= MOST_IN_MAP:
+        most = FEW_IN_MAP if self.reduced else MOST_IN_MAP
+        if n <= most:
             return np.arange(n)
         assert self.samples is not None  # asked for only where there are samples
         samples = self.samples
@@ -403,7 +406,7 @@ class _Part:
                 degree = gene_of.map(links).fillna(0).to_numpy(dtype=float)
                 break
         self._how_in_map = "with the most known relationships" if degree.any() else "with the most samples"
-        return np.sort(np.lexsort((np.arange(n), -sizes, -degree))[:MOST_IN_MAP])
+        return np.sort(np.lexsort((np.arange(n), -sizes, -degree))[:most])
 
     def _map_block(self, means: Any) -> dict[str, Any]:
         cosines = cosines_between(means)

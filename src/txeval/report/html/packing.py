@@ -52,22 +52,45 @@ def _finite(data: Any) -> Any:
     return data
 
 
+def _grid(known: npt.NDArray[np.float64]) -> float | None:
+    """Step of the even grid that sorted distinct numbers lie on; None where there is none of few enough steps."""
+    if len(known) < 2:
+        return None
+    span = known[-1] - known[0]
+    steps = (known - known[0]) / np.diff(known).min()
+    if steps[-1] > MISSING - 1 or np.abs(steps - np.rint(steps)).max() > 1e-6:
+        return None
+    return float(span / np.rint(steps[-1]))
+
+
 class Block:
-    """Columns of equal length, each as 16-bit steps between its lowest and highest value."""
+    """Columns, each as 16-bit steps from its lowest value."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._columns: list[dict[str, Any]] = []
 
-    def steps(self, name: str, values: npt.ArrayLike) -> None:
-        """Add numbers; NaN stays missing. They come back within (highest - lowest) / 131,068."""
+    def steps(self, name: str, values: npt.ArrayLike, *, digits: int | None = None) -> None:
+        """Add numbers; NaN stays missing.
+
+        Numbers on an even grid of up to 65,535 steps, such as shares of 1,000, come back as they are; others within
+        (highest - lowest) / 131,068.
+
+        Parameters
+        ----------
+        digits
+            Decimals to round to before.
+        """
         numbers = np.asarray(values, dtype=np.float64).ravel()
+        if digits is not None:
+            numbers = np.round(numbers, digits)
         finite = np.isfinite(numbers)
-        low = float(numbers[finite].min()) if finite.any() else 0.0
-        span = (float(numbers[finite].max()) - low if finite.any() else 0.0) or 1.0
+        known = np.unique(numbers[finite])
+        low = float(known[0]) if len(known) else 0.0
+        step = _grid(known) or (float(known[-1]) - low if len(known) else 0.0) / (MISSING - 1) or 1.0
         codes = np.full(len(numbers), MISSING, dtype="<u2")
-        codes[finite] = np.rint((numbers[finite] - low) / span * (MISSING - 1)).astype("<u2")
-        self._add(name, codes, low, span / (MISSING - 1))
+        codes[finite] = np.rint((numbers[finite] - low) / step).astype("<u2")
+        self._add(name, codes, low, step)
 
     def codes(self, name: str, values: npt.ArrayLike) -> None:
         """Add whole numbers from 0 to 65,534; negative ones are missing."""

@@ -36,7 +36,12 @@ function start(number) {
   summaryTable(view, part("summary"), part("summary-controls"));
   part("summary-legend").append("Under each number: interval and score on the range of its column, ", el("span", { class: "key-line chance", "aria-hidden": "true" }), " chance, ",
     el("span", { class: "key-line random", "aria-hidden": "true" }), " random baseline. Point at a cell, or move there with Tab and the arrow keys, for everything about it.");
-  for (const node of root.querySelectorAll('[data-part="level"]')) later(node, () => levelPart(view, node.dataset.task, node));
+  const levels = [...root.querySelectorAll('[data-part="level"]')];
+  for (const node of levels) later(node, () => levelPart(view, node.dataset.task, node));
+  // The levels are made when there is time, so that what lies below them does not move when somebody goes there.
+  const idle = window.requestIdleCallback || ((run) => setTimeout(run, 50));
+  const next = () => { const node = levels.shift(); if (node) make(node).then(() => idle(next)); };
+  idle(next);
   for (const [name, run] of Object.entries(PARTS)) later(part(name), () => run(view, part(name)));
 }
 
