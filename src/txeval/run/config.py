@@ -38,6 +38,11 @@ RANDOM = "random"
 _POST_PARAMS: Mapping[str, Mapping[str, Any]] = {"tvn": {"coral": True, "shrinkage": 0.5}}
 
 
+def post_params(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of one post-processing, where a protocol gives some."""
+    return {**_POST_PARAMS.get(name, {}), **given.get(name, {})}
+
+
 @dataclass(frozen=True)
 class RunConfig:
     """Everything that a run is asked to do.
@@ -142,7 +147,7 @@ class RunConfig:
 
     def post_params(self, name: str) -> dict[str, Any]:
         """All parameters of one post-processing, under the protocol."""
-        return {**_POST_PARAMS.get(name, {}), **self.protocol.post_processing.get(name, {})}
+        return post_params(name, self.protocol.post_processing)
 
     def task_params(self, task: Task) -> Params:
         """Parameters of one task, under the protocol."""

@@ -119,6 +119,7 @@ class _Run:
             todo, reused, seconds = self._todo()
             record = self._record()
             self.store.save_split(self.plan.split_digest, self.plan.split_table())
+            self.store.save_samples(self.plan.screen.fingerprint, self.plan.screen.samples)
             self.store.write_repeat(self.plan)
             self.store.save_plan(record)
             interrupted = False

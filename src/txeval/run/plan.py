@@ -275,6 +275,15 @@ def digest(content: Any) -> str:
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
+def _fitted_content(screen: str, post_processing: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"screen": screen, "name": post_processing, "params": dict(params)}
+
+
+def fit_key(screen: str, embedding: str, post_processing: str, params: Mapping[str, Any]) -> str:
+    """Key of a fitted post-processing in the store, from the fingerprints of screen and embedding."""
+    return digest({**_fitted_content(screen, post_processing, params), "embedding": embedding})
+
+
 def screen_record(screen: Screen) -> dict[str, Any]:
     """What a screen is, as plain data."""
     made: dict[str, Any] = plain(
@@ -431,7 +440,7 @@ def _cells(
             else:
                 seeds = list(config.chosen_seeds) if stochastic else [None]
             for post in config.chosen_post_processing:
-                fitted = {"screen": screen.fingerprint, "name": post, "params": config.post_params(post)}
+                fitted = _fitted_content(screen.fingerprint, post, config.post_params(post))
                 family = {"task": planned.digest, "post_processing": fitted}
                 if is_ceiling:
                     family["ceiling"] = {"version": CEILING_VERSION}
@@ -442,7 +451,7 @@ def _cells(
                         embedding=job,
                         post_processing=post,
                         post_params=config.post_params(post),
-                        fit_key=digest({**fitted, "embedding": job.key}),
+                        fit_key=fit_key(screen.fingerprint, job.key, post, config.post_params(post)),
                         task=name,
                         params=planned.params,
                         metrics=metrics,

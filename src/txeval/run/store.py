@@ -37,6 +37,7 @@ from txeval.run.files import (
 from txeval.run.rows import score_frame
 
 if TYPE_CHECKING:
+    from txeval.data.samples import Samples
     from txeval.run.plan import Plan
 
 __all__ = ["UNITS_TABLE", "Store", "read_details", "read_scores"]
@@ -44,7 +45,7 @@ __all__ = ["UNITS_TABLE", "Store", "read_details", "read_scores"]
 #: Name of the details table that holds the contributions of resampling units to each score.
 UNITS_TABLE = "units"
 
-_FOLDERS = ("cells", "embeddings", "postprocessing", "plans", "protocols", "splits")
+_FOLDERS = ("cells", "embeddings", "postprocessing", "plans", "protocols", "samples", "splits")
 
 Record = dict[str, Any]
 
@@ -55,6 +56,8 @@ class Store:
     - `cells/<key>.json` (scores, time, memory) and `cells/<key>.<table>.parquet` (details) of each finished cell;
     - `embeddings/<key>.npy`, `.json`; `postprocessing/<key>.npz`;
     - `plans/<id>.json`: what was asked for, `splits/<digest>.parquet`, `protocols/*.yaml`, `run.yaml`;
+    - `samples/<screen>.parquet`: label, target, batch and control flag of every kept sample, so that reports can be
+      made where the screen is not;
     - views made from these by `assemble`: `scores.parquet`, `scores.csv`, `details/<task>.<table>.parquet`,
       `splits.parquet`, `manifest.json`.
 
@@ -383,6 +386,39 @@ class Store:
         path = self.folder / "splits" / f"{digest}.parquet"
         if not path.exists():
             write_table(path, table)
+
+    def samples_path(self, screen: str) -> Path:
+        """File with the roles of the samples of a screen, by its fingerprint."""
+        return self.folder / "samples" / f"{screen}.parquet"
+
+    def save_samples(self, screen: str, samples: Samples) -> None:
+        """Keep the roles of the samples of a screen."""
+        path = self.samples_path(screen)
+        if path.exists():
+            return
+        codes = pd.Categorical.from_codes
+        perturbation = codes(samples.perturbation, pd.Index(samples.perturbations.astype(object)))
+        table = pd.DataFrame({"perturbation": perturbation})
+        table["target_gene"] = pd.Categorical(samples.target_genes.astype(object)[samples.perturbation])
+        table["batch"] = codes(samples.batch, pd.Index(samples.batches.astype(object)))
+        table["is_control"] = samples.is_control
+        if samples.cell_line is not None and samples.cell_lines is not None:
+            table["cell_line"] = codes(samples.cell_line, pd.Index(samples.cell_lines.astype(object)))
+        write_table(path, table)
+
+    def load_samples(self, screen: str) -> pd.DataFrame | None:
+        """Give one row per kept sample: perturbation, target_gene, batch, is_control, cell_line where there is one.
+
+        None where the file is missing, or (with a warning) damaged.
+        """
+        path = self.samples_path(screen)
+        if not path.is_file():
+            return None
+        try:
+            return pd.read_parquet(path)
+        except Exception as why:  # the parquet library has no common error for damaged files
+            self.warn(f"{path} is damaged and does not count: {str(why).splitlines()[0] if str(why) else why!r}")
+            return None
 
     def assemble(self) -> Assembled:
         """Make scores, details, splits and manifest from what is stored."""

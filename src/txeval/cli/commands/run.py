@@ -59,6 +59,7 @@ def conclude(outcome: Outcome, console: Console) -> None:
     folder = outcome.folder
     console.print(Text(f"Scores: {folder / 'scores.csv'}, {folder / 'scores.parquet'}", overflow="fold"))
     console.print(Text(f"All tables: txeval show {folder} --table full", overflow="fold"))
+    console.print(Text(f"To look at it in a browser: txeval report {folder}", overflow="fold"))
 
 
 COMMAND = Command(
