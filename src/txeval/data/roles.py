@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import Bools, Ints, Strings
+from txeval.data.gene_names import is_symbol
 from txeval.data.matrix import Store
 from txeval.data.samples import Samples
 from txeval.errors import InputError, nearest
@@ -30,7 +31,6 @@ CONTROL_LABEL = "control"
 _LIKELY_CONTROL = re.compile(
     r"^(ctrl|ctl|control|non.?targeting|nt|ntc|neg|safe.?targeting|dmso|vehicle|untreated|pbs|mock)", re.I
 )
-_SYMBOL = re.compile(r"^(?=.*[A-Za-z])[A-Za-z0-9][A-Za-z0-9.\-]*$")
 
 
 @dataclass(frozen=True)
@@ -169,13 +169,13 @@ def single_gene(label: str, genes: frozenset[str] | set[str] = frozenset()) -> s
     >>> single_gene("HLA-A"), single_gene("KLF1+MAP2K6"), single_gene("AHR_FEV")
     ('HLA-A', '', '')
     """
-    return label if label in genes or _SYMBOL.match(label) else ""
+    return label if label in genes or is_symbol(label) else ""
 
 
 def _is_combination(label: str) -> bool:
     """Whether a label is several gene symbols joined."""
     parts = re.split(r"[+_|,;&/]", label)
-    return len(parts) > 1 and all(_SYMBOL.match(part.strip()) for part in parts)
+    return len(parts) > 1 and all(is_symbol(part.strip()) for part in parts)
 
 
 def assign(store: Store, roles: Roles) -> Assignment:
