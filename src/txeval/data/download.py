@@ -22,6 +22,7 @@ __all__ = [
     "Progress",
     "Record",
     "RecordFile",
+    "digests_of",
     "download",
     "explain",
     "fetch_record",
@@ -76,6 +77,15 @@ class _Hashes:
 
     def result(self) -> Digests:
         return Digests(self.sha256.hexdigest(), self.md5.hexdigest())
+
+
+def digests_of(path: Path) -> Digests:
+    """Digests of the bytes of a file."""
+    hashes = _Hashes()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 22):
+            hashes.update(piece)
+    return hashes.result()
 
 
 def download(

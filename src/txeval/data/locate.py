@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -15,7 +14,7 @@ from types import MappingProxyType
 
 import yaml
 
-from txeval.data.download import Progress, download, explain, offline
+from txeval.data.download import Digests, Progress, digests_of, download, explain, offline
 from txeval.errors import InputError, unknown
 
 __all__ = [
@@ -26,6 +25,7 @@ __all__ = [
     "data_folders",
     "fetch",
     "file_digest",
+    "file_digests",
     "find_file",
     "whole_or_nothing",
 ]
@@ -175,8 +175,13 @@ def fetch(what: str | Entry, *, progress: Progress | None = None) -> Path:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of the bytes of a file, in hexadecimal."""
+    return file_digests(path).sha256
+
+
+def file_digests(path: Path) -> Digests:
+    """SHA-256 and MD5 of the bytes of a file; read once for each state of the file."""
     state = path.stat()
-    return _digest(str(path), state.st_size, state.st_mtime_ns)
+    return _digests(str(path), state.st_size, state.st_mtime_ns)
 
 
 @contextmanager
@@ -212,9 +217,8 @@ def _umask() -> int:
 
 
 @cache
-def _digest(path: str, size: int, mtime_ns: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(path: str, size: int, mtime_ns: int) -> Digests:
+    return digests_of(Path(path))
 
 
 def _names() -> list[str]:

@@ -344,6 +344,8 @@ class ScreenWriter:
         self._lengths: list[Ints] = []
         self._records: dict[str, list[Any]] = {}
         self._done = False
+        # Whether rows are written in part: then only the latest checkpoint is sound.
+        self._torn = False
         self._kept_lengths = 0
         self._step = 0
         self._stale: list[Path] = []
@@ -491,6 +493,7 @@ class ScreenWriter:
         m, g = block.shape
         if g != len(self.genes):
             raise InputError(f"{self.path}: a block has {g:,} genes, the file {len(self.genes):,}")
+        self._torn = True
         with self._writing():
             if self.layout == "csr":
                 rows = sp.csr_matrix(block) if not isinstance(block, sp.csr_matrix) else block
@@ -517,6 +520,7 @@ class ScreenWriter:
             self.rows += m
             if state is not None:
                 self.state = dict(state)
+            self._torn = False
             if self._resume and time.monotonic() - self._last >= self._every:
                 self.checkpoint()
 
@@ -558,7 +562,7 @@ class ScreenWriter:
         try:
             if kind is None and not self._done:
                 self.finish()
-            elif kind is not None and self._resume and self.rows > self.resumed:
+            elif kind is not None and self._resume and self.rows > self.resumed and not self._torn:
                 # Ctrl-C or bad input: what is written need not be done again.
                 with contextlib.suppress(OSError, InputError):
                     self.checkpoint()
