@@ -13,6 +13,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -49,8 +50,17 @@ def simulate(folder: Path, cells: int) -> dict[str, float]:
 
 
 def prepare(folder: Path, cells: int) -> dict[str, float]:
-    """Filter the cells and write them again, as `txeval data prepare` does with any file."""
-    raise NotImplementedError
+    """Check every value, leave out cells of 1,000 counts or fewer, and write the others, as `txeval data prepare` does."""
+    from txeval.data.prepare import Recipe, prepare_screen
+
+    path = folder / f"{cells}.prepared.h5ad"
+    made = prepare_screen([folder / f"{cells}.h5ad"], path, Recipe(min_counts=1_000))
+    import h5py
+
+    with h5py.File(path) as file:
+        nnz = file["X/data"].shape[0]
+    n = made.shape[0]
+    return {"bytes": path.stat().st_size, "density": nnz / n / GENES, "kept": n, "dtype": made.dtype}
 
 
 def pca(folder: Path, cells: int) -> dict[str, float]:
@@ -179,8 +189,7 @@ def main() -> None:
             report([*rows, json.loads(line)], args.out)
         if "pca" in args.steps and not args.keep:
             for path in args.folder.glob(f"{cells}.*"):
-                if path.is_file():
-                    path.unlink()
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 if __name__ == "__main__":
