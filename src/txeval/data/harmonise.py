@@ -67,14 +67,15 @@ _CONTROLS = tuple(
     (what, sure, re.compile(pattern))
     for what, sure, pattern in (
         ("non-targeting guide", True, r"(?:^|.*\b)non ?target(?:ing|ed)?.*"),
-        ("non-targeting guide", True, rf"(?:sg ?)?ntc?s?{_GUIDE}{_NUMBER}"),
-        ("scrambled guide", True, rf"(?:sh|si|sg)? ?scr(?:amble|ambled|amb)?{_GUIDE}{_NUMBER}"),
+        ("non-targeting guide", True, rf"(?:sg ?)?ntc?{_GUIDE}{_NUMBER}"),
+        ("scrambled guide", True, rf"(?:sh|si|sg)? ?(?:scr(?: ?#?\d+)?|scrambled?{_GUIDE}{_NUMBER})"),
         ("safe-targeting guide", True, r"(?:^|.*\b)safe ?(?:targeting|target|cutting|cutter|harbou?r).*"),
         (
             "control",
             True,
-            rf"(?:neg(?:ative)? ?|pos(?:itive)? ?)?(?:con|ctrl|ctl|ctr|cntrl|control)s?{_GUIDE}{_NUMBER}",
+            rf"(?:neg(?:ative)? ?|pos(?:itive)? ?)?(?:ctrl|ctl|control)s?{_GUIDE}{_NUMBER}",
         ),
+        ("control", False, r"cntrl|con|ctr"),
         ("negative control", True, rf"neg(?:ative)?{_GUIDE}{_NUMBER}"),
         ("control of the Connectivity Map", True, r"ctl (?:vehicle|vector|untrt)(?: cns)?"),
         (

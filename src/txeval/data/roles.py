@@ -36,11 +36,6 @@ class Roles:
         One or several labels of that column that are controls.
     control_column
         Column that is true for controls. `COLUMN~PATTERN` (see `Store.column`) is true where the pattern is found.
-    exclude
-        Labels of the perturbation column whose samples are left out, such as "unassigned".
-    separator
-        What joins the genes of a combination: the order of the genes then does not count, and a part that is a
-        control ("KLF1+ctrl") is left out. None: labels are taken as they are.
     batch
         Column of batch labels; None: all samples are one batch, "all".
     target_gene
@@ -50,17 +45,22 @@ class Roles:
         Column of cell lines.
     gene_symbol
         `var` column with the gene names; None: the names of `var`.
+    exclude
+        Labels of the perturbation column whose samples are left out, such as "unassigned".
+    separator
+        What joins the genes of a combination: the order of the genes then does not count, and a part that is a
+        control ("KLF1+ctrl") is left out. None: labels are taken as they are.
     """
 
     perturbation: str
     control: tuple[str, ...] = ()
     control_column: str | None = None
-    exclude: tuple[str, ...] = ()
-    separator: str | None = None
     batch: str | None = None
     target_gene: str | None = None
     cell_line: str | None = None
     gene_symbol: str | None = None
+    exclude: tuple[str, ...] = ()
+    separator: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("exclude", "control"):

@@ -26,7 +26,7 @@ from txeval.data.samples import Samples
 from txeval.data.scale import SCALES, Evidence, check_declared, determine, first_fault
 from txeval.errors import InputError, unknown
 
-__all__ = ["Screen", "open_screen"]
+__all__ = ["Screen", "look_at", "open_screen"]
 
 #: Stretches of rows, spread over the file, that the scale is determined from, and rows in each.
 SCALE_WINDOWS = 32
@@ -572,7 +572,7 @@ def _scale(
     store: Store, matrix: Matrix, where: str, genes: Strings, declared: str | None
 ) -> tuple[str, str, list[str]]:
     """Scale of a matrix, what it rests on, and what is odd about it."""
-    evidence, looked = _evidence(matrix, need_rows=declared is None)
+    evidence, looked = look_at(matrix, need_rows=declared is None)
     if evidence.nonfinite is not None:
         p = evidence.nonfinite
         remedy = "take the samples or genes with missing values out of the file, or fill them in"
@@ -607,7 +607,9 @@ def _scale(
     return declared, f"declared; nothing against it in {looked}", warnings
 
 
-def _evidence(matrix: Matrix, *, need_rows: bool, windows: int = SCALE_WINDOWS, seed: int = 0) -> tuple[Evidence, str]:
+def look_at(
+    matrix: Matrix, *, need_rows: bool = True, windows: int = SCALE_WINDOWS, seed: int = 0
+) -> tuple[Evidence, str]:
     """Look at a sample of the values, spread over the whole file."""
     n, g = matrix.shape
     rng = stream(seed, "scale", n, g)
@@ -637,7 +639,7 @@ def _evidence(matrix: Matrix, *, need_rows: bool, windows: int = SCALE_WINDOWS, 
 def _looks_like_counts(store: Store, layer: str) -> bool:
     """Whether a few rows of a layer hold counts. Serves hints only, so an unreadable layer is just not hinted at."""
     try:
-        evidence, _ = _evidence(store.matrix(f"layers/{layer}"), need_rows=False, windows=4)
+        evidence, _ = look_at(store.matrix(f"layers/{layer}"), need_rows=False, windows=4)
     except InputError:
         return False
     return evidence.nonfinite is None and evidence.n_nonzero > 0 and determine(evidence)[0] == "counts"

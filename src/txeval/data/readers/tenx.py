@@ -59,8 +59,8 @@ def open_file(path: Path, file: h5py.File) -> Store:
         absent = sorted(wanted - set(group))
         if absent:
             raise InputError(
-                f"{path}: a 10x file of an unknown version: {group.name} has no {', '.join(absent)}"
-                f" (it has {', '.join(sorted(group))})",
+                f"{path}: a 10x Genomics file of an unknown version: {group.name} has no {', '.join(absent)}"
+                f" (it has {', '.join(sorted(group)) or 'nothing'})",
                 remedy=_AGAIN,
             )
         barcodes = [str(name) for name in decoded(group["barcodes"][:])]
