@@ -125,6 +125,8 @@ class Dataset:
         Columns and what they mean.
     unverified
         What the catalogue says without having seen it.
+    run
+        Settings of a run that this data set needs, as `txeval.run.build_config` takes them.
     """
 
     name: str
@@ -145,6 +147,7 @@ class Dataset:
     unverified: tuple[str, ...] = ()
     family: bool = False
     examples: tuple[str, ...] = ()
+    run: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def folder(self) -> str:
@@ -165,11 +168,14 @@ class SourceFile:
     ----------
     checked
         What its bytes were compared with, or why they were not.
+    verified
+        Whether they were.
     """
 
     path: Path
     size: int
     checked: str
+    verified: bool = True
 
 
 # The catalogue
@@ -379,13 +385,13 @@ def _checked(path: Path, dataset: Dataset) -> SourceFile:
     size = path.stat().st_size
     facts = _read_note(path.parent).get("files", {}).get(path.name)
     if not isinstance(facts, dict):
-        return SourceFile(path, size, f"not compared with anything: no {RECORD_FILE} beside it")
+        return SourceFile(path, size, f"no {RECORD_FILE} beside it that says what it should be", verified=False)
     remedy = f"remove {path} and run txeval data fetch {dataset.name}"
     expected, md5 = facts.get("size"), facts.get("md5")
     if expected is not None and expected != size:
         raise InputError(f"{path} has {size:,} bytes; its record says {expected:,}", remedy=remedy)
     if not md5:
-        return SourceFile(path, size, "the record states no digest")
+        return SourceFile(path, size, "the record states no digest", verified=False)
     checked = f"MD5 as record {facts.get('record')} states"
     state = [size, path.stat().st_mtime_ns]
     if facts.get("compared") == state:
@@ -565,7 +571,12 @@ def list_family(dataset: Dataset) -> Record:
         raise explain(f"the list of {dataset.name}", why, f"see it at {where}") from why
 
 
-def stated_licences(folder: Path) -> dict[str, str]:
-    """Record -> licence, as the records of the files of a folder stated it when they were fetched."""
-    records = _read_note(folder).get("records", {})
-    return {str(key): str(value.get("licence", "")) for key, value in records.items() if isinstance(value, dict)}
+def stated_licences(paths: Sequence[Path]) -> dict[str, str]:
+    """Record -> licence, as the records of some files stated it when they were fetched."""
+    found: dict[str, str] = {}
+    for path in paths:
+        note = _read_note(path.parent)
+        record = str(note.get("files", {}).get(path.name, {}).get("record", ""))
+        if record in note.get("records", {}):
+            found[record] = str(note["records"][record].get("licence", ""))
+    return found

@@ -457,6 +457,6 @@ def offline() -> bool:
 
 def explain(what: str, why: BaseException, remedy: str) -> InputError:
     """Error for something that could not be fetched."""
-    again = "the same command goes on from there; or " if isinstance(why, Broken) else ""
+    again = "try again later, and it goes on from there; or " if isinstance(why, Broken) else ""
     reason = " ".join(str(why).split())[:400] or type(why).__name__
     return InputError(f"could not fetch {what}: {reason}", remedy=again + remedy)

@@ -23,7 +23,7 @@ from txeval.compute.arrays import Bools, Ints, Strings
 from txeval.data.download import Progress
 from txeval.data.matrix import Block, Matrix, Store, open_store
 from txeval.data.scale import determine
-from txeval.data.screen import _evidence as evidence_of
+from txeval.data.screen import look_at
 from txeval.data.writing import Layout, ScreenWriter, format_of, open_writer
 from txeval.errors import InputError, unknown
 
@@ -318,7 +318,7 @@ class _Part:
                     f"{self.path}: {where} has shape {self.n:,} x {matrix.shape[1]:,}, but there are {axis:,} {what}",
                     remedy="write the file again with AnnData.write_h5ad(): its parts do not fit together",
                 )
-        evidence, looked = evidence_of(matrix, need_rows=True)
+        evidence, looked = look_at(matrix, need_rows=True)
         self.scale, why = ("unknown", "") if evidence.nonfinite is not None else determine(evidence)
         self.scale_note = f"{why}; looked at {looked}" if why else "some values are not finite"
         self.wanted, self.left_out = self._wanted(recipe)
