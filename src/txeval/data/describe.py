@@ -873,7 +873,9 @@ class _Look:
             nan = any("a run refuses missing values" in finding.remedy for finding in self.findings)
             chosen.insert(0, "map=X@nan=0" if nan else "map=X")
         elif not self.is_map:
-            chosen.insert(0, "pca")
+            # PCA takes counts unless told what the values are.
+            given = {"counts": "", "normalized": "@input=lognorm", "log1p": "@input=lognorm"}
+            chosen.insert(0, "pca" + given.get(self.about.scale, "@input=as_is"))
         why = "the random baseline is added by itself" + "".join(f"; {reason}" for reason in reasons)
         self.proposals["embeddings"] = Proposal("embeddings", chosen or None, why)
 

@@ -226,7 +226,7 @@ class GuidePattern:
 
 
 #: Endings of guide names: coordinates of Horlbeck et al., then numbers and letters in their usual spellings.
-_COORDINATES = r"_[+-]_[0-9.]+-[A-Z0-9]+"
+_COORDINATES = r"_[+-]_[0-9.]+(?:-[A-Z0-9]+)?"
 _ENDINGS = (
     _COORDINATES,
     r"[-_ .]?(?:sg|sh|guide|grna|sgrna|gRNA|sgRNA)[-_ ]?[0-9]+",
