@@ -87,6 +87,11 @@ class Parser(argparse.ArgumentParser):
             raise unknown("flag", name, [option for option in known if option.startswith("--")], where=parser.prog)
         raise InputError(f"{parser.prog}: unexpected {rest[0]!r}", remedy=f"see {parser.prog} --help")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            raise unknown(action.dest, str(value), action.choices, where=self.prog)
+        super()._check_value(action, value)
+
     def _parser_of(self, namespace: argparse.Namespace) -> argparse.ArgumentParser:
         for action in self._actions:
             if isinstance(action, argparse._SubParsersAction) and namespace.command:

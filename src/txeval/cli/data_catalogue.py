@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from txeval.data.datasets import Dataset
 
-__all__ = ["bullets", "facts", "heading", "knows", "show_one", "size"]
+__all__ = ["bullets", "describe_entry", "facts", "heading", "size"]
 
 
 def size(number: float | None) -> str:
@@ -56,16 +56,7 @@ def bullets(console: Console, lines: Sequence[str]) -> None:
         console.print(Padding(Text(f"- {clean(line)}", overflow="fold"), (0, 0, 0, 1)))
 
 
-def knows(name: str) -> bool:
-    """Whether a text is meant as a name of the catalogue: one of its names, or a member of one of its families."""
-    from txeval.data.datasets import list_datasets
-
-    return any(
-        name == dataset.name or (dataset.family and name.startswith(f"{dataset.name}/")) for dataset in list_datasets()
-    )
-
-
-def show_one(name: str, *, plain: bool = False) -> int:
+def describe_entry(name: str, *, plain: bool = False) -> int:
     """Print what the catalogue knows of a data set; gives the exit status.
 
     Raises

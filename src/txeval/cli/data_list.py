@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 
 from txeval.cli.base import Command, Parser, output_console
-from txeval.cli.data_catalogue import knows, show_one
 
-__all__ = ["COMMAND", "knows", "show_one"]
+__all__ = ["COMMAND"]
 
 
 def _configure(parser: Parser) -> None:

@@ -19,13 +19,19 @@ if TYPE_CHECKING:
 
 __all__ = ["COMMAND", "memory"]
 
+#: What the libraries and one block take (`txeval.data.prepare.LEAST_MEMORY`, which is not imported for every call).
+LEAST_MEMORY = 512 * 2**20
+
 
 def memory(text: str) -> int:
     """Argument type: an amount of memory such as 4G, 512M or 6.5GiB, in bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", text.strip(), re.I)
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is no amount of memory: write 4G or 512M")
-    return int(float(found[1]) * 2 ** {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2].upper()])
+    amount = int(float(found[1]) * 2 ** {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[found[2].upper()])
+    if amount < LEAST_MEMORY:
+        raise argparse.ArgumentTypeError(f"{text} is too little: {LEAST_MEMORY // 2**20}M is the least")
+    return amount
 
 
 def _choice(text: str) -> tuple[str, str]:

@@ -407,10 +407,10 @@ def _checked(path: Path, dataset: Dataset) -> SourceFile:
     return SourceFile(path, size, checked)
 
 
-def _by_hand(dataset: Dataset, names: Iterable[str] = ()) -> str:
+def _by_hand(dataset: Dataset, folder: Path, names: Iterable[str] = ()) -> str:
     what = ", ".join(names) or ", ".join(dataset.source.files) or f"the file {dataset.source.pattern}"
     return (
-        f"get {what} by hand from {' or '.join(dataset.source.addresses)} and put it into {_cache(dataset)},"
+        f"get {what} by hand from {' or '.join(dataset.source.addresses)} and put it into {folder},"
         f" or into a folder {dataset.folder} of a folder that TXEVAL_DATA names"
     )
 
@@ -466,7 +466,7 @@ def fetch_dataset(
         folder = _cache(dataset)
     else:
         folder = Path(to).expanduser() / dataset.folder
-    remedy = _by_hand(dataset, names)
+    remedy = _by_hand(dataset, folder, names)
     if offline():
         raise InputError(
             f"the files of {dataset.name} are not here, and TXEVAL_OFFLINE forbids to fetch them", remedy=remedy
@@ -482,7 +482,9 @@ def fetch_dataset(
         paths = [_fetch_file(file, folder, progress) for file in chosen]
     except (OSError, ValueError) as why:
         where = " or ".join(dataset.source.addresses)
-        raise explain(f"{dataset.name} from {where}", why, _by_hand(dataset, [file.name for file in chosen])) from why
+        raise explain(
+            f"{dataset.name} from {where}", why, _by_hand(dataset, folder, [file.name for file in chosen])
+        ) from why
     return [_checked(path, dataset) for path in paths], records
 
 

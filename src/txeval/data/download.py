@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -230,7 +231,9 @@ def _attempt(
             free = shutil.disk_usage(part.parent).free
             if total - start > free:
                 need, room = (total - start) / 1e9, free / 1e9
-                raise OSError(f"{name} needs {need:,.2f} GB more, and {part.parent} has {room:,.2f} GB free")
+                raise OSError(
+                    errno.ENOSPC, f"{name} needs {need:,.2f} GB more, and {part.parent} has {room:,.2f} GB free"
+                )
             tag = answer.headers.get("ETag", "")
             # A weak tag does not say that the bytes are the same.
             note.write_text(json.dumps({"url": url, "tag": "" if tag.startswith("W/") else tag}))
@@ -371,7 +374,7 @@ def fetch_record(record: int) -> Record:
 
     home = os.environ.get("TXEVAL_ZENODO", "https://zenodo.org").rstrip("/")
     url = f"{home}/api/records/{record}"
-    for attempt in range(ATTEMPTS):
+    for attempt in range(max(1, ATTEMPTS)):
         try:
             with requests.get(url, timeout=TIMEOUT, stream=True, headers={"Accept": "application/json"}) as answer:
                 _refuse_unsafe(url, answer.url)
@@ -459,4 +462,7 @@ def explain(what: str, why: BaseException, remedy: str) -> InputError:
     """Error for something that could not be fetched."""
     again = "try again later, and it goes on from there; or " if isinstance(why, Broken) else ""
     reason = " ".join(str(why).split())[:400] or type(why).__name__
+    if isinstance(why, OSError) and why.errno in (errno.ENOSPC, errno.EDQUOT):
+        again = "make room, and the same command goes on from there; or "
+        reason = str(why.strerror)
     return InputError(f"could not fetch {what}: {reason}", remedy=again + remedy)

@@ -8,7 +8,6 @@ import pkgutil
 from functools import cache
 
 from txeval.cli.base import Command, Parser
-from txeval.errors import unknown
 
 __all__ = ["COMMAND", "find_actions"]
 
@@ -28,21 +27,9 @@ def find_actions() -> dict[str, Command]:
     return {action.name: action for action in sorted(found, key=lambda action: action.position)}
 
 
-class _Actions(argparse._SubParsersAction):  # type: ignore[type-arg]
-    """Sub-commands whose unknown name is answered with the nearest."""
-
-    def __call__(
-        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: object, *rest: object
-    ) -> None:
-        name = values[0] if isinstance(values, list) and values else ""
-        if name not in self.choices:
-            raise unknown("action", str(name), find_actions(), where=parser.prog)
-        super().__call__(parser, namespace, values, *rest)  # type: ignore[arg-type]
-
-
 def _configure(parser: Parser) -> None:
     actions = parser.add_subparsers(
-        title="actions", metavar="ACTION", dest="action", parser_class=Parser, required=True, action=_Actions
+        title="actions", metavar="ACTION", dest="action", parser_class=Parser, required=True
     )
     for action in find_actions().values():
         child = actions.add_parser(
