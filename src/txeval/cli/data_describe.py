@@ -35,7 +35,7 @@ def _configure(parser: Parser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     path = Path(args.screen)
-    if not path.exists() and not path.name.lower().endswith(_endings()):
+    if not path.name.lower().endswith(_endings()) and not path.exists():
         from txeval.cli.data_catalogue import describe_entry
 
         return describe_entry(args.screen)

@@ -344,7 +344,11 @@ def open_store(path: Path, *, labels: Path | None = None) -> Store:
     from txeval.data.readers import open_foreign, read_label_table
 
     path = Path(path)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as why:  # a name that the file system does not allow
+        raise InputError(f"{path}: {why.strerror}", remedy="check the path") from None
+    if not there:
         folder = path.parent
         close = nearest(path.name, (p.name for p in folder.iterdir())) if folder.is_dir() else []
         remedy = f"did you mean {' or '.join(close)}?" if close else "check the path"

@@ -76,7 +76,7 @@ def draw(screen: Screen, n: int, *, seed: int) -> Ints:
         rows = order[stop - size : stop]
         rows = rows[np.argsort(names[rows].astype(str), kind="stable")]
         chosen.append(rows[stream(seed, "subset rows", *label).permutation(size)[:want]])
-    drawn: Ints = np.sort(np.concatenate(chosen)).astype(np.int64)
+    drawn: Ints = np.sort(np.concatenate(chosen).astype(np.int64))
     return drawn
 
 
@@ -88,7 +88,8 @@ def _shares(sizes: Ints, n: int, ties: list[float]) -> Ints:
     share = np.floor(exact).astype(np.int64)
     order = np.lexsort((ties, -(exact - share)))
     share[order[: int(n - base.sum() - share.sum())]] += 1
-    return base + share
+    made: Ints = base + share
+    return made
 
 
 def subset_screen(
