@@ -50,7 +50,7 @@ def simulate(folder: Path, cells: int) -> dict[str, float]:
 
 
 def prepare(folder: Path, cells: int) -> dict[str, float]:
-    """Check every value, leave out cells of 1,000 counts or fewer, and write the others, as `txeval data prepare` does."""
+    """Check every value, leave out cells of 1,000 counts or fewer, write the others: `txeval data prepare`."""
     from txeval.data.prepare import Recipe, prepare_screen
 
     path = folder / f"{cells}.prepared.h5ad"

@@ -2,7 +2,7 @@
 
     python benchmarks/simulator_figure.py DATA_FOLDER [OUT_FOLDER]
 
-DATA_FOLDER holds the two files named below (`txeval data fetch`). Needs the extra `plots`. Only summary curves are drawn.
+DATA_FOLDER holds the two files named below. Needs the extra `plots`. Only summary curves are drawn.
 """
 
 from __future__ import annotations

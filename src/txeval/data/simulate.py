@@ -22,7 +22,7 @@ from txeval.compute.random import stream
 from txeval.compute.sampling import CountModel, sample_counts
 from txeval.data.locate import Progress
 from txeval.data.profile import Mode, Profile
-from txeval.data.truth import Truth, relations_folder, replace_folder, table, truth_folder
+from txeval.data.truth import Truth, relations_folder, replace_folder, run_file, table, truth_folder
 from txeval.data.writing import open_writer
 from txeval.errors import InputError, unknown
 
@@ -80,7 +80,8 @@ class Simulation:
     program_noise
         Standard deviation of the activities between samples alike.
     batch_effect
-        Standard deviation of the shift of each gene's log expression in a batch; None: as in the real screen, or 0.2.
+        Standard deviation of the shifts of the genes' log expression in a batch, graded from 0.4 to 1.6 times this
+        over the batches; None: as in the real screen (without grades), or 0.2.
     control_fraction
         Share of non-targeting controls, at least two in each batch.
     depth
@@ -220,6 +221,7 @@ def simulate_screen(
             writer.finish()
             writer.obsm = {}
             replace_folder(scratch / "truth", folder)
+            run_file(out).write_text(truth.run(), encoding="utf-8")
     except OSError as why:
         raise InputError(f"cannot write {out}: {why.strerror or why}", remedy="name another folder") from why
     return truth
@@ -389,7 +391,9 @@ class _Design:
         n = asked.n_batches
         self.line_of = np.arange(n) % asked.n_cell_lines
         lines = rng.normal(0.0, _CELL_LINE_SPREAD if asked.n_cell_lines > 1 else 0.0, (asked.n_cell_lines, self.g))
-        shift = (rng.standard_normal((n, self.g)) * self.batch_spread).astype(np.float32)
+        # Graded, so that there are batches that should mix less; those of a real screen are as they are.
+        grade = np.ones(n) if like is not None or n == 1 else rng.permutation(np.linspace(0.4, 1.6, n))
+        shift = (rng.standard_normal((n, self.g)) * self.batch_spread * grade[:, None]).astype(np.float32)
         self.batch_shift = np.sqrt(np.square(shift, dtype=np.float64).mean(axis=1))
         learnt = like is not None and asked.batch_effect is None
         spread = like.depth_spread if like is not None and learnt else float(self.batch_spread.mean()) / 2

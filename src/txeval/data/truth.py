@@ -17,14 +17,13 @@ from txeval.compute.arrays import F32
 from txeval.data.matrix import open_store
 from txeval.errors import InputError
 
-__all__ = ["Truth", "relations_folder", "truth_folder"]
+__all__ = ["Truth", "relations_folder", "run_file", "truth_folder"]
 
 _FORMAT = 2
 _SETTINGS = "settings.json"
 _RELATIONS = "simulated_programs.csv"
 _README = """The truth of {name}, which `txeval simulate` wrote.
 
-run.yaml              txeval run {folder}/run.yaml
 settings.json         what it was asked for; the same settings give the same screen
 perturbations.csv     target, kind (active; none; unexpressed: of a gene that is not expressed), program, strength
 effects.csv           every shift of a program's activity, in units of log expression at loading 1
@@ -34,7 +33,8 @@ genes.csv             mean, spread, spread between batches; planted: spread of t
 batches.csv           cell line, shift of the log library, root mean square shift of the genes
 responses.csv         how much of each effect a cell line shows (with several cell lines)
 
-txeval simulate --check RESULTS {folder}    how well each level of a run recovers this
+txeval run {run}              the benchmark on it
+txeval recovery RESULTS       how well each level recovers what is in these tables
 """
 
 
@@ -47,6 +47,12 @@ def truth_folder(path: Path | str) -> Path:
 def relations_folder(path: Path | str) -> Path:
     """Folder of the known relationships of a simulated screen, as `load_relations` reads it."""
     return truth_folder(path) / "relations"
+
+
+def run_file(path: Path | str) -> Path:
+    """YAML beside a simulated screen, for `txeval run`: `screen.run.yaml` beside `screen.h5ad`."""
+    path = Path(path)
+    return path.with_name(f"{path.stem}.run.yaml")
 
 
 @dataclass(frozen=True)
@@ -137,11 +143,11 @@ class Truth:
                 getattr(self, name).to_csv(folder / f"{name}.csv", index=False, lineterminator="\n")
         if len(self.relations):
             self.relations.to_csv(folder / "relations" / _RELATIONS, index=False, lineterminator="\n")
-        text = _README.format(name=self.path.name, folder=truth_folder(self.path).name)
+        text = _README.format(name=self.path.name, run=run_file(self.path).name)
         (folder / "README.txt").write_text(text, encoding="utf-8")
-        (folder / "run.yaml").write_text(self._run(), encoding="utf-8")
 
-    def _run(self) -> str:
+    def run(self) -> str:
+        """YAML that `txeval run` takes, to stand beside the screen."""
         roles = {
             "perturbation": "perturbation",
             "control_column": "control",
@@ -150,7 +156,7 @@ class Truth:
             **({"cell_line": "cell_line"} if self.settings["n_cell_lines"] > 1 else {}),
         }
         content = {
-            "screen": f"../{self.path.name}",
+            "screen": self.path.name,
             "roles": roles,
             "scale": self.settings["mode"],
             "min_counts": 0,
@@ -163,8 +169,8 @@ class Truth:
                 {"label": "truth", "source": "obsm:X_truth"},
                 {"label": "noisy truth", "source": "obsm:X_noisy"},
             ],
-            **({"relations": "relations"} if len(self.relations) else {}),
-            "out": f"../{self.path.stem}-results",
+            **({"relations": f"{truth_folder(self.path).name}/relations"} if len(self.relations) else {}),
+            "out": f"{self.path.stem}-results",
         }
         head = "# The activities that were planted, the same with noise, and PCA of the values, which sees neither.\n"
         return head + yaml.safe_dump(content, sort_keys=False)
