@@ -39,7 +39,7 @@ def roles(about: Description) -> str:
 def row(about: Description) -> list[str]:
     """A line of the table: what describe proposes, and what it says it cannot know or wants looked at."""
     n, g = about.shape
-    lacks = [f"no {role.replace('_', ' ')}" for role, found in about.proposals.items() if found.value is None]
+    lacks = [f"no {role}" for role, found in about.proposals.items() if found.value is None and role != "cell_line"]
     said = [*lacks, *(finding.text.split(":")[0].split(" (such")[0] for finding in about.findings)]
     levels = "".join(str(i) for i, why in zip(LEVELS, about.levels.values(), strict=True) if not why)
     cells = [f"`{about.path.name}`", f"{n:,} x {g:,}", about.scale, roles(about), "; ".join(said) or "-", levels or "-"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 from pathlib import Path
 from typing import Any
@@ -417,3 +418,13 @@ def test_a_run_needs_no_description(data_dir: Path) -> None:
         }
     )
     assert config.roles.separator == "+"
+
+
+def test_the_table_of_the_documentation_is_so(described: dict[str, Description]) -> None:
+    root = Path(__file__).resolve().parents[2]
+    spec = importlib.util.spec_from_file_location("every_screen", root / "benchmarks" / "every_screen.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    made_now = module.table([module.row(described[name]) for name in sorted(described)], module.HEAD)
+    assert made_now in (root / "docs" / "own_screens.md").read_text(encoding="utf-8")

@@ -914,6 +914,8 @@ class _Look:
                 levels["2 linear separability"] = "needs two perturbations in the test split"
             if not perturbed["heldout"]:
                 levels["6 reconstruction"] = "the heldout split has no perturbed samples"
+        if not self.is_map and len(np.unique(labels[~control])) < 2:
+            levels["3 consistency"] = "needs several perturbations"
         targets = self._targets(labels[~control])
         if len(targets) < 50:
             levels[RELATIONSHIPS] = f"needs 50 perturbed genes, there are {len(targets):,}"
