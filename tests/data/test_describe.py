@@ -31,7 +31,7 @@ EXPECTED: dict[str, tuple[tuple[Any, ...], str, tuple[str, ...]]] = {
         ("panel of 299 genes",),
     ),
     "norman2019_k562_crispra_500hvg": (
-        ("perturbation", ["control"], None, "+", "gem_group", None, "counts"),
+        ("perturbation", ["control"], None, None, "gem_group", None, "counts"),
         "counts",
         ("15 labels are combinations", "one only: k562"),
     ),
@@ -92,15 +92,15 @@ EXPECTED: dict[str, tuple[tuple[Any, ...], str, tuple[str, ...]]] = {
     ),
     **{
         f"edistance_map_{name}": (
-            ("perturbation", ["control"], None, separator, None, None, None),
+            ("perturbation", ["control"], None, None, None, None, None),
             "continuous",
-            ("a map: one sample", "pairwise values, such as distances", "embeddings: ['obsm:X_mds']"),
+            ("a map: one sample", "pairwise values, such as distances", "embeddings: ['obsm:X_mds']", *said),
         )
-        for name, separator in (
-            ("FrangiehIzar2021_RNA", None),
-            ("TianKampmann2021_CRISPRi", None),
-            ("TianKampmann2021_CRISPRa", None),
-            ("NormanWeissman2019_filtered", "_"),
+        for name, said in (
+            ("FrangiehIzar2021_RNA", ()),
+            ("TianKampmann2021_CRISPRi", ()),
+            ("TianKampmann2021_CRISPRa", ()),
+            ("NormanWeissman2019_filtered", ("131 labels are combinations joined by '_'",)),
         )
     },
 }

@@ -35,7 +35,8 @@ def _configure(parser: Parser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     path = Path(args.screen)
-    if not path.name.lower().endswith(_endings()) and not path.exists():
+    # No name of the catalogue has a dot, and every file name that is mistyped is likely to.
+    if "." not in args.screen and not path.exists():
         from txeval.cli.data_catalogue import describe_entry
 
         return describe_entry(args.screen)
@@ -54,12 +55,6 @@ def _run(args: argparse.Namespace) -> int:
             part.write_text(render(about), encoding="utf-8")
     _next(about, args, console)
     return 0
-
-
-def _endings() -> tuple[str, ...]:
-    from txeval.data.readers import SUFFIXES
-
-    return (*SUFFIXES, ".csv", ".tsv", ".txt", ".rds", ".gz")
 
 
 def _check_out(out: Path, *, overwrite: bool) -> None:
@@ -128,7 +123,9 @@ def show_description(about: Description, console: Console, *, columns: bool = Fa
             rows.append((column.name, f"{column.n:,} labels" if column.kind == "labels" else column.kind, text))
         grid(rows or [("none", "", "")])
     section("Levels")
-    grid([(name, f"no: {lacks}" if lacks else "has what it needs") for name, lacks in about.levels.items()])
+    reasons = set(about.levels.values())
+    levels = dict.fromkeys(["1 to 6"], next(iter(reasons))) if len(reasons) == 1 else about.levels
+    grid([(name, f"no: {lacks}" if lacks else "has what it needs") for name, lacks in levels.items()])
 
 
 def _why(proposal: Proposal) -> str:

@@ -240,6 +240,7 @@ class _Look:
         self.store = store
         self.findings: list[Finding] = [Finding(note) for note in store.notes]
         self.proposals: dict[str, Proposal] = {}
+        self.separator = ""
         self.names = store.names("obs")
         self.genes = store.names("var")
         where, matrix = self._values()
@@ -663,6 +664,7 @@ class _Look:
                 self.findings.append(Finding(f"labels that differ only in case, spaces or hyphens: {text}"))
 
     def _combinations(self, column: Column, separator: Separator) -> None:
+        self.separator = separator.text
         examples = ", ".join(separator.labels[:2])
         text = f"{len(separator.labels):,} labels are combinations joined by {separator.text!r} ({examples})"
         if separator.same:
@@ -673,7 +675,9 @@ class _Look:
                 f"{text}; {len(separator.same):,} occur in several forms, such as {first}, which become one label",
             )
             return
-        self.proposals["separator"] = Proposal("separator", separator.text, f"{text}; their order does not count")
+        self.findings.append(
+            Finding(text, "each is a perturbation of its own, without a single target; none occurs in another order")
+        )
 
     # Batches
 
@@ -924,7 +928,7 @@ class _Look:
     def _targets(self, labels: Any) -> set[str]:
         """Labels that are one gene; none where they do not look like gene symbols as a whole (drugs, conditions)."""
         names = {str(label) for label in np.unique(labels)}
-        separator = self.value("separator")
+        separator = self.separator
         if self.value("target_gene") is not None:
             column = self.store.column("obs", self.value("target_gene"))
             return {str(value) for value in column.dropna().unique()}

@@ -132,7 +132,7 @@ class Separator:
     labels
         Labels that are combinations.
     same
-        Groups of labels that are the same combination in another order.
+        Labels that are one perturbation: a combination in several orders, or with a control ("A+ctrl" and "A").
     why
         What the finding rests on.
     """
@@ -199,7 +199,11 @@ def find_separator(labels: Sequence[str], genes: Collection[str] = ()) -> Separa
         groups: dict[str, list[str]] = {}
         for label in labels:
             groups.setdefault(canonical(label, text), []).append(label)
-        same = tuple(tuple(group) for group in groups.values() if len(group) > 1)
+        same = tuple(
+            tuple(group)
+            for name, group in groups.items()
+            if len(group) > 1 or len(parts_of(name, text)) < len(parts_of(group[0], text))
+        )
         alone = sum(part in known for part in every)
         why = f"{alone:,} of the {len(every):,} parts are labels or genes on their own"
         return Separator(text, tuple(found), same, why)

@@ -49,7 +49,7 @@ def open_folder(path: Path) -> Store | None:
             f"{path}: holds {len(distinct)} matrices ({', '.join(sorted(distinct)[:4])})",
             remedy=f"name the file of one of them, e.g. {found[0]}",
         )
-    return open_file(found[0])
+    return open_file(found[0], given=path)
 
 
 def _screens_below(path: Path) -> list[Path]:
@@ -58,8 +58,13 @@ def _screens_below(path: Path) -> list[Path]:
     return [path / name for name in names if (path / name).exists()]
 
 
-def open_file(path: Path) -> Store:
+def open_file(path: Path, *, given: Path | None = None) -> Store:
     """Open a Matrix Market file by its name; the names of cells and genes lie beside it, with the same prefix.
+
+    Parameters
+    ----------
+    given
+        What the user named, where that is the folder.
 
     Raises
     ------
@@ -91,7 +96,7 @@ def open_file(path: Path) -> Store:
     if table.shape[1] > 2:
         features["feature_types"] = table[2].astype(str).to_numpy()
     matrix = MtxMatrix(path, header, shape, by_cells)
-    return feature_store(path, "Matrix Market", barcodes, features, matrix, lambda: None)
+    return feature_store(given or path, "Matrix Market", barcodes, features, matrix, lambda: None)
 
 
 def _beside(path: Path, prefix: str, names: tuple[str, ...]) -> Path:
