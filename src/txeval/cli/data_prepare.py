@@ -257,7 +257,10 @@ def _show_checks(done: PreparedDataset, console: Console) -> None:
 
 
 def _percent(off: int, expected: int) -> str:
-    return f"{100 * off / expected:+.2g} %" if expected else "expected none"
+    if not expected:
+        return "expected none"
+    share = 100 * off / expected
+    return f"{share:+,.0f} %" if abs(share) >= 10 else f"{share:+.2g} %"
 
 
 COMMAND = Command(

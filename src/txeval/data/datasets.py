@@ -77,9 +77,10 @@ class Source:
     dataset: str = ""
 
     @property
-    def addresses(self) -> list[str]:
+    def address(self) -> str:
         """Pages where a person finds the files."""
-        return [f"https://zenodo.org/records/{record}" for record in self.records]
+        listed = [str(record) for record in self.records]
+        return "https://zenodo.org/records/" + " or ".join(filter(None, [", ".join(listed[:-1]), listed[-1]]))
 
 
 @dataclass(frozen=True)
@@ -410,7 +411,7 @@ def _checked(path: Path, dataset: Dataset) -> SourceFile:
 def _by_hand(dataset: Dataset, folder: Path, names: Iterable[str] = ()) -> str:
     what = ", ".join(names) or ", ".join(dataset.source.files) or f"the file {dataset.source.pattern}"
     return (
-        f"get {what} by hand from {' or '.join(dataset.source.addresses)} and put it into {folder},"
+        f"get {what} by hand from {dataset.source.address} and put it into {folder},"
         f" or into a folder {dataset.folder} of a folder that TXEVAL_DATA names"
     )
 
@@ -481,9 +482,10 @@ def fetch_dataset(
         _write_note(folder, records, chosen)
         paths = [_fetch_file(file, folder, progress) for file in chosen]
     except (OSError, ValueError) as why:
-        where = " or ".join(dataset.source.addresses)
         raise explain(
-            f"{dataset.name} from {where}", why, _by_hand(dataset, folder, [file.name for file in chosen])
+            f"{dataset.name} from {dataset.source.address}",
+            why,
+            _by_hand(dataset, folder, [file.name for file in chosen]),
         ) from why
     return [_checked(path, dataset) for path in paths], records
 
@@ -562,7 +564,7 @@ def list_family(dataset: Dataset) -> Record:
     InputError
         Zenodo cannot be asked.
     """
-    where = dataset.source.addresses[0]
+    where = dataset.source.address
     if offline():
         raise InputError(
             f"TXEVAL_OFFLINE forbids to ask for the members of {dataset.name}", remedy=f"see them at {where}"

@@ -42,7 +42,8 @@ LONGEST_PAUSE_SECONDS = 60.0
 #: Seconds to connect, seconds between two packets.
 TIMEOUT = (15.0, 60.0)
 
-_CHUNK = 1 << 18
+#: What a broken connection had in hand is lost, so not much at a time.
+_CHUNK = 1 << 16
 
 #: Answers that may be different a moment later.
 _PASSING = (408, 425, 429, 500, 502, 503, 504)
@@ -150,7 +151,7 @@ def download(
                 if failures >= limit:
                     raise
                 wait = getattr(why, "wait", None) or PAUSE_SECONDS * 2**failures
-                progress(_size(part), size or 0, f"{target.name}: {why}; trying again")
+                progress(_size(part), size or 0, f"fetching {target.name} (interrupted, trying again)")
                 time.sleep(min(wait, LONGEST_PAUSE_SECONDS))
 
 
@@ -372,7 +373,7 @@ def fetch_record(record: int) -> Record:
     """
     import requests
 
-    home = os.environ.get("TXEVAL_ZENODO", "https://zenodo.org").rstrip("/")
+    home = (os.environ.get("TXEVAL_ZENODO") or "https://zenodo.org").rstrip("/")
     url = f"{home}/api/records/{record}"
     for attempt in range(max(1, ATTEMPTS)):
         try:

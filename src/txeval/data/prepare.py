@@ -546,9 +546,9 @@ def _copy(
             state = {"part": number, "row": stop, "counts": dict(counts)}
             block = _align(block, plan.maps[number], g)
             writer.append(block, state=state, part=np.full(len(wanted), number, dtype=np.int32), row=wanted)
+            memory.look()
             del block
             row = stop
-            memory.look()
             progress(before + row, total, part.path.name)
         before, row = before + part.n, 0
     return dict(Counter(counts) + Counter(_by_label(parts)))
