@@ -269,6 +269,8 @@ def _shrunk(mean: F64, found: F64, doubt: F64, weight: F64, *, floor: float) -> 
         (g,) weight of each in the trend; 0: no estimate, takes the trend.
     """
     usable = weight > 0
+    if not usable.any():
+        return np.full(len(mean), floor)
     edges = np.unique(np.quantile(np.log(mean[usable]), np.linspace(0, 1, _BINS + 1)))
     bins = np.clip(np.searchsorted(edges, np.log(mean), "right") - 1, 0, max(len(edges) - 2, 0))
     sums = np.bincount(bins, np.where(usable, weight * found, 0.0), minlength=max(len(edges) - 1, 1))
@@ -276,8 +278,8 @@ def _shrunk(mean: F64, found: F64, doubt: F64, weight: F64, *, floor: float) -> 
     overall = max(float(sums.sum() / weights.sum()), floor)
     # A bin with little to say leans on all of them.
     variances = np.bincount(bins, weight**2 * np.where(usable, doubt, 0.0), minlength=len(sums))
-    variances = variances / np.maximum(weights, 1e-300) ** 2
-    share = np.where(weights > 0, overall**2 / (overall**2 + variances), 0.0)
+    variances = variances / np.maximum(weights, 1e-140) ** 2
+    share = np.where(weights > 0, overall**2 / (overall**2 + variances + 1e-300), 0.0)
     levels = share * np.maximum(sums / np.maximum(weights, 1e-300), 0.0) + (1 - share) * overall
     trend = np.maximum(levels[bins], max(floor, 1e-12))
     relative, variance = found / trend - 1, doubt / trend**2
