@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 import re
 import shutil
 import tempfile
@@ -609,7 +610,7 @@ class _Sparse:
 
 
 class CsrMatrix(_Sparse):
-    """A CSR matrix on disk (or in memory-mapped arrays)."""
+    """A CSR matrix on disk."""
 
     def rows(self, rows: Ints) -> Block:
         """See `Matrix.rows`."""
@@ -685,7 +686,7 @@ def sort_by_row(
 
     Returns
     -------
-    (nnz,) int32 column numbers and (nnz,) values, memory-mapped; in the order given within each row
+    (nnz,) int32 column numbers and (nnz,) values, on disk; in the order given within each row
     """
     n, nnz = len(indptr) - 1, int(indptr[-1])
     folder = tempfile.gettempdir()
@@ -710,7 +711,7 @@ def sort_by_row(
                 order = np.argsort(rows.read(first, last), kind="stable")
                 for scratch in (columns, values):
                     scratch.write(first, scratch.read(first, last)[order])
-            return columns.mapped(nnz), values.mapped(nnz)
+            return columns.kept(nnz), values.kept(nnz)
     except OSError as why:
         raise InputError(
             f"{what}, and its row-wise copy could not be written to {folder} ({why})", remedy=remedy
@@ -757,10 +758,36 @@ class Scratch:
         self.file.seek(start * self.dtype.itemsize)
         return np.frombuffer(self.file.read((stop - start) * self.dtype.itemsize), dtype=self.dtype)
 
-    def mapped(self, length: int) -> Any:
-        """All of it, memory-mapped; it outlives the file object."""
+    def kept(self, length: int) -> Any:
+        """All of it, to be read by slices; it outlives the file object."""
         self.file.flush()
-        return np.memmap(self.file, dtype=self.dtype, mode="r", shape=(length,)) if length else np.empty(0, self.dtype)
+        return _Kept(os.dup(self.file.fileno()), self.dtype, length)
+
+
+class _Kept:
+    """An array in a file without a name, read by slices.
+
+    Not a memory map: the pages of one count as memory of the process, up to the size of the file.
+    """
+
+    def __init__(self, handle: int, dtype: np.dtype[Any], length: int) -> None:
+        self._file = os.fdopen(handle, "rb", buffering=0)
+        self.dtype = dtype
+        self.shape = (length,)
+
+    def __getitem__(self, where: slice) -> Any:
+        start, stop, _ = where.indices(self.shape[0])
+        out = np.empty(max(0, stop - start), dtype=self.dtype)
+        view, at = memoryview(out).cast("B") if len(out) else memoryview(b""), start * self.dtype.itemsize
+        done = 0
+        while done < len(view):
+            # Without a seek, so that forked processes and threads do not move each other's place.
+            piece = os.pread(self._file.fileno(), min(len(view) - done, 1 << 30), at + done)
+            if not piece:
+                raise OSError("a temporary file was cut short")
+            view[done : done + len(piece)] = piece
+            done += len(piece)
+        return out
 
 
 class DenseMatrix:

@@ -228,7 +228,7 @@ class MtxMatrix:
                     )
                 indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
                 if in_order:
-                    arrays = columns.mapped(nnz), values.mapped(nnz)
+                    arrays = columns.kept(nnz), values.kept(nnz)
                 else:
                     arrays = sort_by_row(
                         indptr,
