@@ -384,6 +384,12 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
         lambda p: [p.write("file", ""), "data", "describe", p.h5ad(), "--out", "file/run.yaml"][1:],
         ("run.yaml",),
     ),
+    "a mistyped flag of an action": (
+        lambda p: ["data", "describe", p.h5ad(), "--lables", "x.csv"],
+        ("'--lables' in txeval data describe", "'--labels'"),
+    ),
+    "a mistyped file": (lambda p: ["data", "describe", p.h5ad().replace("h5ad", "h5da")], ("screen.h5ad?",)),
+    "a mistyped data set": (lambda p: ["data", "describe", "replogle2022"], ("'replogle2022'", "'replogle_2022'")),
     # Labels
     "a label column of numbers": (
         lambda p: run(p, "--perturbation", "weight", "--control", "control"),

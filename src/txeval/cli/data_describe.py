@@ -124,8 +124,14 @@ def show_description(about: Description, console: Console, *, columns: bool = Fa
         grid(rows or [("none", "", "")])
     section("Levels")
     reasons = set(about.levels.values())
-    levels = dict.fromkeys(["1 to 6"], next(iter(reasons))) if len(reasons) == 1 else about.levels
-    grid([(name, f"no: {lacks}" if lacks else "has what it needs") for name, lacks in levels.items()])
+    levels = dict.fromkeys(["1 to 6"], next(iter(reasons))) if len(reasons) == 1 and "" not in reasons else about.levels
+    grid([(name, f"no: {lacks}" if lacks else _has(name, about)) for name, lacks in levels.items()])
+
+
+def _has(level: str, about: Description) -> str:
+    if level.startswith("5"):
+        return f"{about.n_targets:,} perturbed genes; txeval validate counts the known relationships among them"
+    return "has what it needs"
 
 
 def _why(proposal: Proposal) -> str:

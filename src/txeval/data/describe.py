@@ -46,6 +46,9 @@ ORDER = (
     *("gene_symbol", "layer", "min_counts", "tasks", "embeddings"),
 )
 
+#: A column of more labels names samples rather than what was done to them.
+MANY_LABELS = 100_000
+
 #: A panel of fewer genes than this has smaller totals than the threshold for whole transcriptomes is meant for.
 PANEL_GENES = 5000
 
@@ -177,8 +180,11 @@ class Description:
         What a person should look at.
     columns
         Every column of `obs`.
+    n_targets
+        Number of perturbed genes.
     levels
-        Name of a level -> "" where the file has what it needs, else what is missing.
+        Name of a level -> "" where the file has what it needs, else what is missing. Level 5 also needs known
+        relationships among the genes, which the databases tell, not the file.
     """
 
     path: Path
@@ -192,6 +198,7 @@ class Description:
     obsm: dict[str, int]
     genes: str
     labels: Path | None = None
+    n_targets: int = 0
     proposals: dict[str, Proposal] = field(default_factory=dict)
     findings: list[Finding] = field(default_factory=list)
     columns: list[Column] = field(default_factory=list)
@@ -499,6 +506,8 @@ class _Look:
         if column.kind in ("constant", "empty", "flag") or (column.kind == "numbers" and name not in _PERTURBATION):
             return 0.0
         if _POSITION.search(name) or _CLUSTER.search(name) or _CONSTANT_KINDS.match(name):
+            return 0.0
+        if column.n > MANY_LABELS:
             return 0.0
         spelled = [control_spelling(label) for label in column.labels.tolist()]
         sure = any(found is not None and found.sure for found in spelled)
@@ -921,6 +930,7 @@ class _Look:
         if not self.is_map and len(np.unique(labels[~control])) < 2:
             levels["3 consistency"] = "needs several perturbations"
         targets = self._targets(labels[~control])
+        self.about.n_targets = len(targets)
         if len(targets) < 50:
             levels[RELATIONSHIPS] = f"needs 50 perturbed genes, there are {len(targets):,}"
         self.about.levels = levels
@@ -1009,8 +1019,7 @@ def _column(store: Store, name: str, n: int) -> Column:
         pd.api.types.is_bool_dtype(column.dtype) or spelled <= {"true", "false", "1", "0", "1.0", "0.0"}
     ):
         made.kind = "flag"
-    texts = column.astype(object)
-    as_text = int(texts.map(lambda value: isinstance(value, str) and value.strip().lower() in MISSING).sum())
+    as_text = int(column.isin(("", " ", "nan", "NaN", "NAN", "Nan", "<NA>", "<na>")).sum())
     if as_text:
         made.note = f" ({as_text:,} of them as the text 'nan' or an empty one)"
     return made

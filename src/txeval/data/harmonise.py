@@ -329,7 +329,10 @@ def find_name_patterns(names: Iterable[str]) -> list[NamePattern]:
     """Find parts of the samples' names that are labels: present in some names, fewer distinct ones than samples."""
     series = pd.Series(list(names), dtype=object).astype(str)
     found = []
+    some = series.iloc[:: max(1, len(series) // 20_000)]
     for pattern, what in _NAME_PATTERNS:
+        if some.str.contains(re.compile(pattern).pattern.replace("(", "(?:", 1), regex=True).mean() <= 0.1:
+            continue
         labels = series.str.extract(pattern, expand=False)
         share = float(labels.notna().mean()) if len(labels) else 0.0
         if share > 0.2 and labels.nunique() <= max(2, len(series) // 3):
