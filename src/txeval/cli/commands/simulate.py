@@ -205,10 +205,23 @@ def _tell(truth: Truth, like: Profile | None, args: argparse.Namespace) -> None:
         f"in {settings['n_programs']} programs"
     )
     if like is not None:
-        say(f"Like {like.source}" + "".join(f"; {note}" for note in like.notes))
+        facts = [f"Like {like.source}: {len(like.genes):,} genes", *_learnt(like), *like.notes]
+        say("; ".join(facts))
     say(f"What was planted: {truth_folder(truth.path)}")
     say(f"To score it: txeval run {run_file(truth.path)}")
     say(f"Then, what each level finds of it: txeval recovery {truth.path.with_name(f'{truth.path.stem}-results')}")
+
+
+def _learnt(like: Profile) -> list[str]:
+    """Medians of what was learnt, so that an odd screen is seen."""
+    import numpy as np
+
+    spread, shift = float(np.median(like.spread)), float(np.median(like.batch_spread))
+    if like.mode == "continuous":
+        return [f"median standard deviation {spread:.2g} within a batch, {shift:.2g} between batches"]
+    return [
+        f"median total {like.depth:,.0f}, dispersion {spread:.2g}, shift of a gene between batches {shift:.2g} (log)"
+    ]
 
 
 COMMAND = Command(
