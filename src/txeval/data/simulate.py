@@ -203,7 +203,7 @@ def simulate_screen(
         uns={"simulated": True},
     )
     try:
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as room, writer:
+        with writer, tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as room:
             scratch = Path(room)
             shape = (design.n, design.q)
             signal, noisy = (
