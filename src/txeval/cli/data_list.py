@@ -22,8 +22,10 @@ def _list_all() -> int:
     from rich.text import Text
 
     from txeval.data.datasets import find_dataset, list_datasets
+    from txeval.data.locate import data_folders
     from txeval.errors import InputError
 
+    data_folders()  # a folder that does not exist is said once, not for each data set
     console = output_console()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for name, justify in (
