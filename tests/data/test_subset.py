@@ -75,6 +75,12 @@ def test_the_draw_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> No
 def test_all_samples_where_there_are_no_more(tmp_path: Path) -> None:
     roles = Roles(perturbation="perturbation", control="control", batch="batch", exclude=("G3",))
     part = subset_screen(screen(tmp_path), tmp_path / "part.h5ad", roles, n=1000)
+    assert part.record["samples"] == 300 and part.record["left_out"] == {}
+    assert open_screen(part.path, roles).n == 240  # the same roles fit the part
+    a = ad.read_h5ad(tmp_path / "screen.h5ad")
+    a.obs["perturbation"] = a.obs["perturbation"].astype(str).replace("G3", "nan")
+    a.write_h5ad(tmp_path / "missing.h5ad")
+    part = subset_screen(tmp_path / "missing.h5ad", tmp_path / "other.h5ad", made.ROLES, n=1000)
     assert part.record["samples"] == 240 and list(part.record["left_out"].values()) == [60]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -106,9 +106,9 @@ def subset_screen(
 ) -> Subset:
     """Write a part of a screen as .h5ad, stratified by batch and perturbation.
 
-    X, every layer and every embedding are kept, with all columns of obs and var. Samples without a label, and labels
-    that the roles exclude, are left out and counted. Only rows that were drawn are read; one layer of them is in
-    memory at a time.
+    X, every layer and every embedding are kept, with all columns of obs and var. Samples without a label are left out
+    and counted; those of labels that the roles exclude stay, so that the same roles fit the part. Only rows that were
+    drawn are read; one layer of them is in memory at a time.
 
     Parameters
     ----------
@@ -133,7 +133,7 @@ def subset_screen(
         raise InputError(f"{out} is there already", remedy="name another file, or allow it with --overwrite")
     if out.exists() and out.resolve() == path.resolve():
         raise InputError(f"{out} is the screen itself", remedy="name another file")
-    with open_screen(path, roles, layer=layer, labels=labels) as screen:
+    with open_screen(path, replace(roles, exclude=()), layer=layer, labels=labels) as screen:
         chosen = draw(screen, n, seed=seed)
         rows = screen.kept[chosen]
         record = {
