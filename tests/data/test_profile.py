@@ -18,7 +18,7 @@ from txeval.data.simulate import simulate_screen
 from txeval.errors import InputError
 from txeval.testing import ROLES
 
-MANY = {"n_samples": 12_000, "n_genes": 150, "n_perturbations": 10, "unexpressed_targets": 0, "depth": 3000.0}
+MANY = {"n_samples": 8_000, "n_genes": 150, "n_perturbations": 10, "unexpressed_targets": 0, "depth": 3000.0}
 
 
 @pytest.fixture(scope="module")
