@@ -566,11 +566,16 @@ def _spread(g: int) -> float:
 
 def _unique(names: Any) -> Any:
     """Names as they are, those that occur again with a number."""
-    seen: dict[str, int] = {}
+    taken = set(map(str, names))
+    seen: set[str] = set()
     out = []
     for name in map(str, names):
-        seen[name] = seen.get(name, 0) + 1
-        out.append(name if seen[name] == 1 else f"{name}.{seen[name]}")
+        given, number = name, 1
+        while given in seen or (number > 1 and given in taken):
+            number += 1
+            given = f"{name}.{number}"
+        seen.add(given)
+        out.append(given)
     return np.array(out, dtype=object)
 
 
