@@ -57,6 +57,8 @@ class RunConfig:
         What to evaluate.
     protocol
         Parameters of the benchmark.
+    labels
+        Table of labels of the samples, joined to `obs`; None: the screen holds them.
     layer, scale, name
         Matrix to read (None: X), its declared scale (None: determined), name of the data set (None: the file's).
     tasks, post_processing, seeds, min_counts
@@ -83,6 +85,7 @@ class RunConfig:
     roles: Roles
     embeddings: tuple[EmbeddingSpec, ...]
     protocol: Protocol
+    labels: Path | None = None
     layer: str | None = None
     scale: str | None = None
     name: str | None = None
@@ -435,7 +438,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _anchor_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     made = dict(content)
-    for name in ("screen", "out", "relations"):
+    for name in ("screen", "labels", "out", "relations"):
         if name in made:
             made[name] = folder / Path(made[name]).expanduser()
     protocol = made.get("protocol")
@@ -508,6 +511,7 @@ def _role_values(value: Any) -> Any:
 _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "screen": (_path, "a path"),
     "roles": (_role_values, "lines such as perturbation: COLUMN"),
+    "labels": (_path, "a path"),
     "layer": (_text, "a name"),
     "scale": (_text, "one of " + ", ".join(SCALES)),
     "name": (_text, "a name"),
@@ -549,6 +553,9 @@ def _normal(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return made
 
 
+_ROLE_KINDS = {"control": "one or several labels", "exclude": "one or several labels", "separator": "a character"}
+
+
 def _normal_roles(values: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in values.items():
@@ -556,8 +563,8 @@ def _normal_roles(values: Mapping[str, Any], known: Sequence[str], where: str) -
             raise unknown("role", str(key), known, where=where)
         if value is None:
             continue
-        made[key] = _texts(value) if key == "control" else _text(value)
+        made[key] = _texts(value) if key in ("control", "exclude") else _text(value)
         if made[key] is None:
-            fits = "one or several labels" if key == "control" else "the name of a column"
+            fits = _ROLE_KINDS.get(key, "the name of a column")
             raise InputError(f"{where + ': ' if where else ''}roles: {key} is {value!r}", remedy=f"give {fits}")
     return made

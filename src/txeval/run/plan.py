@@ -240,6 +240,7 @@ def make_plan(config: RunConfig) -> Plan:
         min_counts=config.chosen_min_counts,
         name=config.name,
         max_elements=config.max_elements,
+        labels=config.labels,
     )
     warnings = [str(item) for item in screen.report.get("warnings", [])]
     splits = split_screen(screen, config.protocol)
