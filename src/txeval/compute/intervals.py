@@ -491,8 +491,12 @@ class Spread:
 
 def _clustered(
     influence: F64, share: F64, codes: Ints, n: int, *, apart: Bools | None = None, power: int = 2
-) -> tuple[float, int]:
-    """Variance of sums over levels, and how many levels hold more than one contribution.
+) -> tuple[float, float]:
+    """Variance of sums over levels, and its degrees of freedom.
+
+    Levels of a single contribution say the same as that contribution, and do not count for the degrees of freedom.
+    They are as many as the scatter of the squared sums shows, at most the number of levels less 1: a score that a few
+    units carry is known no better than these few tell.
 
     A residual about a mean is too small by the share of its level in that mean, hence the division by
     (1 - share)^power: 2 is the delete-one jackknife of a ratio, 1 is unbiased for independent contributions (Bell and
@@ -509,8 +513,13 @@ def _clustered(
     # A level that holds (nearly) the whole denominator leaves nothing to compare it with.
     levels = np.count_nonzero(number)
     whole = (levels - 1) / levels if power == 2 else 1.0
-    variance = float(whole * (moved**2 / np.maximum(1 - part, 0.5) ** power).sum())
-    return variance, int(np.count_nonzero(number > 1))
+    squares = moved**2 / np.maximum(1 - part, 0.5) ** power
+    counted = squares[number > (1 if len(influence) > levels else 0)]
+    total = float(counted.sum())
+    scatter = float((counted**2).sum()) - total**2 / max(1, len(counted))
+    most = len(counted) - 1.0
+    df = min(most, 2 * total**2 / scatter) if scatter > 0 else most
+    return float(whole * squares.sum()), max(df, min(most, 1.0))
 
 
 def _counted(name: str, count: int) -> str:
@@ -543,26 +552,27 @@ def spread(units: Units) -> Spread:
     cells = np.arange(len(influence))
     apart = np.char.startswith(units.labels[-1].astype(str), CONTROLS)[units.codes[-1]]
     power = 1 if units.dyadic else 2
-    cell, _ = _clustered(influence, share, cells, len(cells), apart=apart, power=power)
+    cell, among_cells = _clustered(influence, share, cells, len(cells), apart=apart, power=power)
     most = max(counts.values())
     if len(units.factors) == 1:
-        return Spread(units.value, cell, float(len(cells) - 1), most, text, given)
+        return Spread(units.value, cell, among_cells, most, text, given)
     if units.dyadic:
         both, n = np.concatenate(units.codes), len(units.labels[0])
-        node, _ = _clustered(np.tile(influence, 2), np.tile(share, 2), both, n, power=power)
+        node, freedom = _clustered(np.tile(influence, 2), np.tile(share, 2), both, n, power=power)
         part = np.bincount(both, weights=np.tile(share, 2) / 2, minlength=n)
-        return Spread(units.value, max(node - cell, cell), max(1.0, 1 / float(part @ part) - 1), most, text, given)
+        df = min(freedom, 1 / float(part @ part) - 1)
+        return Spread(units.value, max(node - cell, cell), max(1.0, df), most, text, given)
     variances, below, smallest = [], 0.0, float("inf")
     for side, (codes, labels) in enumerate(zip(units.codes, units.labels, strict=True)):
-        variance, levels = _clustered(influence, share, codes, len(labels), apart=apart if side else None)
+        variance, freedom = _clustered(influence, share, codes, len(labels), apart=apart if side else None)
         variances.append(variance)
-        if levels > 1:
-            below += variance**2 / (levels - 1)
-            smallest = min(smallest, levels - 1.0)
+        if freedom > 0:
+            below += variance**2 / freedom
+            smallest = min(smallest, freedom)
     variance = max(sum(variances) - cell, *variances)
     if not np.isfinite(smallest):
         # No level of either factor holds two cells: the cells are independent.
-        return Spread(units.value, cell, float(len(cells) - 1), most, text, given)
+        return Spread(units.value, cell, among_cells, most, text, given)
     df = max(smallest, variance**2 / below) if below > 0 else smallest
     return Spread(units.value, variance, df, most, text, given)
 
