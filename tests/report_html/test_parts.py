@@ -132,7 +132,7 @@ def test_a_lead_beyond_all_intervals_is_clear() -> None:
     assert found.headline == "a is best on 1 of 1 level, without post-processing."
     assert found.levels[0].rivals == () == found.levels[0].unknown
     assert found.levels[0].above_baseline == "yes"
-    assert "On every level the lead is larger than the 95 % intervals." in found.sentences
+    assert "The lead is clear on every level." in found.sentences
 
 
 def test_overlapping_intervals_are_not_told_apart_and_missing_ones_are_not_known() -> None:
@@ -144,7 +144,7 @@ def test_overlapping_intervals_are_not_told_apart_and_missing_ones_are_not_known
     assert found.rivals == ("b",)
     assert found.unknown == ("c",)
     assert found.above_baseline == "unclear"
-    assert "not told apart" in found.sentence
+    assert "cannot be told apart from b" in found.sentence
 
 
 def test_one_score_beyond_the_interval_is_enough_to_tell_two_apart() -> None:

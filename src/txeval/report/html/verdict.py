@@ -219,15 +219,15 @@ def _level_sentence(found: LevelVerdict, n_models: int, n_won: int, n_columns: i
         elif len(found.leaders) > 1:
             parts.append(f"{name} share the lead{share}.")
             if found.rivals:
-                parts.append(f"Their interval overlaps that of {listed(found.rivals)}: not told apart.")
+                parts.append(f"They cannot be told apart from {listed(found.rivals)}.")
         else:
             parts.append(f"{name}{how} leads{share}.")
             if found.rivals:
-                parts.append(f"Its interval overlaps that of {listed(found.rivals)}: not told apart.")
+                parts.append(f"It cannot be told apart from {listed(found.rivals)}.")
             if found.unknown:
                 parts.append(f"Without intervals, how sure that is against {listed(found.unknown)} is not known.")
             if not found.rivals and not found.unknown:
-                parts.append("Its interval lies beyond all others.")
+                parts.append("Its lead is clear.")
     else:
         parts.append(f"{name}{how} is the only representation.")
     if found.above_baseline == "no":
@@ -295,9 +295,9 @@ def _how_sure(scored: Sequence[LevelVerdict], wins: Mapping[str, int], models: S
     """On which levels the lead is clear, and from whom the winner cannot be told apart."""
     sure = [one for one in scored if len(one.leaders) == 1 and not one.rivals and not one.unknown]
     if len(sure) == len(scored):
-        return ["On every level the lead is larger than the 95 % intervals."]
+        return ["The lead is clear on every level."]
     where = f": level {listed([_numbered(one) for one in sure], 6)}" if sure else ""
-    made = [f"The lead is larger than the 95 % intervals on {len(sure)} of {len(scored)} levels{where}."]
+    made = [f"The lead is clear on {len(sure)} of {len(scored)} levels{where}."]
     most = max(wins.values())
     for winner in [model for model in models if wins[model] == most][:1]:
         led = [one for one in scored if winner in one.leaders]
