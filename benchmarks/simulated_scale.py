@@ -122,10 +122,10 @@ def report(rows: list[dict[str, float]], out: Path) -> None:
     lines = [
         "# A simulated screen, from 50,000 to 2,000,000 cells",
         "",
-        f"`python benchmarks/simulated_scale.py FOLDER`: {settings}. Each step in a process of its own; linear algebra on",
-        f"one thread, making and packing on as many as there are cores. {os.cpu_count()} shared {platform.machine()} cores"
-        " with other work running",
-        "(column load, waiting processes): CPU seconds compare, wall seconds do not.",
+        f"`python benchmarks/simulated_scale.py FOLDER`: {settings}. Each step in a process of its own;",
+        "linear algebra on one thread, making and packing on as many as there are cores.",
+        f"{os.cpu_count()} shared {platform.machine()} cores with other work running (column load, waiting processes):",
+        "CPU seconds compare, wall seconds do not.",
         "",
         "| step | cells | CPU s | CPU µs per cell | wall s | peak GiB | load |",
         "| --- | --- | --- | --- | --- | --- | --- |",
