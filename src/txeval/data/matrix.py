@@ -778,14 +778,14 @@ class _Kept:
     def __getitem__(self, where: slice) -> Any:
         start, stop, _ = where.indices(self.shape[0])
         out = np.empty(max(0, stop - start), dtype=self.dtype)
-        view, at = memoryview(out).cast("B") if len(out) else memoryview(b""), start * self.dtype.itemsize
+        view, at = out.view(np.uint8), start * self.dtype.itemsize
         done = 0
         while done < len(view):
             # Without a seek, so that forked processes and threads do not move each other's place.
             piece = os.pread(self._file.fileno(), min(len(view) - done, 1 << 30), at + done)
             if not piece:
                 raise OSError("a temporary file was cut short")
-            view[done : done + len(piece)] = piece
+            view[done : done + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
             done += len(piece)
         return out
 
