@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 from txeval.compute.intervals import Interval, Units, combine, interval
 from txeval.compute.paired import match
 from txeval.errors import NotComputable
 
-__all__ = ["Place", "UnitSource", "mean_interval"]
+__all__ = ["Contributions", "Place", "UnitSource", "mean_interval"]
 
 
 class Place(NamedTuple):
@@ -29,6 +29,18 @@ class UnitSource(Protocol):
 
     def seeds(self, place: Place) -> Sequence[Units]:
         """Units of a score, one for each seed; raises NotComputable where they were not kept."""
+        ...
+
+
+class Contributions(UnitSource, Protocol):
+    """The same, and what the protocols of the scores ask for."""
+
+    def choice(self, protocol: str) -> str:
+        """How the protocol chooses post-processings for the summary: "best" or "cross_fitted"."""
+        ...
+
+    def headline(self, protocol: str) -> Mapping[str, Sequence[str]]:
+        """Task -> metrics that the protocol wants in the summary; tasks that are absent say so themselves."""
         ...
 
 

@@ -15,9 +15,11 @@ import pandas as pd
 from txeval.errors import InputError
 from txeval.report.experiments import likelihood_frame, reference_frame, scaling_frame
 from txeval.report.layout import clean, number
+from txeval.report.results import Results
 from txeval.report.spread import with_intervals
 from txeval.report.style import ABOVE, BASELINE, BELOW, CATEGORIES, POST_COLOURS, post_title
-from txeval.report.tables import TABLE, baseline_models, catalogue, mark_untrained, post_position, summary
+from txeval.report.summary import summary
+from txeval.report.tables import TABLE, catalogue, post_position, references
 
 if TYPE_CHECKING:
     import altair
@@ -117,23 +119,31 @@ def _where(row: Any) -> str:
     return f"{clean(row['dataset'])}, protocol {clean(row['protocol'])}"
 
 
-def summary_figure(scores: pd.DataFrame) -> altair.TopLevelMixin:
+def summary_figure(scores: pd.DataFrame, results: Results | None = None) -> altair.TopLevelMixin:
     """Heat map: models across, metrics by level down, the number in the cell.
 
-    The colour says where a score lies between the random baseline (white; chance where there is no baseline) and the
-    best model of the row; below it is orange. A cell without a score has a dash. The best model of a row is bold.
+    The colour says where a score lies between the best floor (white; chance where there is none) and the best model of
+    the row; below it is orange. A cell without a score has a dash. The best model of a row is framed.
+
+    Parameters
+    ----------
+    scores
+        Rows as `txeval.read_scores` gives them.
+    results
+        Their folder: the choice of post-processing is then that of its protocol; without it, the best.
     """
-    parts = [_summary_part(part, scores) for _, part in summary(scores).groupby(TABLE, dropna=False, sort=False)]
+    shown = summary(scores, results)
+    parts = [_summary_part(part, scores) for _, part in shown.groupby(TABLE, dropna=False, sort=False)]
     return _finished(
         _altair().vconcat(*parts, spacing=30).resolve_scale(color="shared"),
         "Scores of the best post-processing",
-        "Blue: between the random baseline (white) and the best of the row. Orange: below the baseline. –: no score.",
+        "Blue: between the best floor (white) and the best model of the row. Orange: below the floor. –: no score.",
     )
 
 
 def _summary_part(part: pd.DataFrame, scores: pd.DataFrame) -> Any:
     alt = _altair()
-    baselines = baseline_models(scores)
+    roles = references(scores)
     rows, labels, levels = [], [], {}
     for (task, _, _), cells in part.groupby(["task", "metric", "subset"], sort=False):
         first = cells.iloc[0]
@@ -141,8 +151,8 @@ def _summary_part(part: pd.DataFrame, scores: pd.DataFrame) -> Any:
         labels.append(label)
         levels[label] = task
         sign = 1.0 if first["higher_is_better"] else -1.0
-        best = sign * (cells["value"] * sign).max()
-        floor = cells.loc[cells["model"].isin(baselines), "value"].mean()
+        best = sign * (cells.loc[cells["role"] == "", "value"] * sign).max()
+        floor = sign * (cells.loc[cells["role"] == "floor", "value"] * sign).max()
         if math.isnan(floor):
             floor = cells["chance"].mean()
         for row in cells.to_dict("records"):
@@ -185,7 +195,7 @@ def _summary_part(part: pd.DataFrame, scores: pd.DataFrame) -> Any:
     bold = base.transform_filter("datum.best").mark_rect(fill=None, stroke="black", strokeWidth=1.2)
     grid = base.mark_rect(stroke="#e5e5e5", strokeWidth=0.5).encode(color=colour)
     width = max(42, min(64, 900 // max(1, len(models))))
-    named = [clean(model) for model in models if model in baselines]
+    named = [f"{clean(model)} ({roles[model]})" for model in models if model in roles]
     return alt.layer(grid, bold, text).properties(
         width=width * len(models),
         height=20 * len(labels),
@@ -193,7 +203,7 @@ def _summary_part(part: pd.DataFrame, scores: pd.DataFrame) -> Any:
             _where(part.iloc[0]),
             anchor="start",
             fontSize=10,
-            subtitle=[f"baseline: {', '.join(named)}; framed: best of the row"]
+            subtitle=[f"not ranked: {', '.join(named)}; framed: best of the row"]
             if named
             else ["framed: best of the row"],
             subtitleFontSize=8,
@@ -225,7 +235,7 @@ def level_figure(scores: pd.DataFrame, task: str, *, metrics: Iterable[str] | No
     info = catalogue(frame)
     wanted = set(metrics) if metrics is not None else {m.metric for m in info.values() if m.headline and m.task == task}
     frame = frame[frame["metric"].isin(wanted)]
-    baselines = baseline_models(scores)
+    baselines = references(scores)
     parts = []
     for _, table in frame.groupby(TABLE, dropna=False, sort=False):
         models = sorted(set(table["model"]), key=lambda model: (model not in baselines, model.lower()))[:_MAX_NAMED]
@@ -551,15 +561,16 @@ def list_figures(folder: Path) -> dict[str, altair.TopLevelMixin]:
     InputError
         The folder holds no results, or the libraries are not installed.
     """
-    from txeval.run import read_details, read_scores
+    from txeval.run import read_details
     from txeval.run.files import read_json
 
     _altair()
-    scores = mark_untrained(read_scores(folder))
+    results = Results.open(folder)
+    scores = results.scores
     if scores.empty:
         raise InputError(f"{folder} holds no scores", remedy="run `txeval run` with this folder as --out")
     manifest = read_json(folder / "manifest.json") or {}
-    figures = {"summary": summary_figure(scores)}
+    figures = {"summary": summary_figure(scores, results)}
     info = catalogue(scores)
     good = scores[scores["status"] == "ok"]
     for task in dict.fromkeys(entry.task for entry in info.values()):

@@ -9,11 +9,13 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from txeval.errors import InputError, unknown
+from txeval.report import results as folders
 from txeval.report.html.data import View, make_views
 from txeval.report.html.markup import Markup, element, label
 from txeval.report.html.page import summary_table
 from txeval.report.style import ABOVE, BELOW
-from txeval.report.tables import TABLE, mark_untrained, summary
+from txeval.report.summary import summary
+from txeval.report.tables import TABLE
 from txeval.run.store import read_details, read_scores
 
 if TYPE_CHECKING:
@@ -67,8 +69,12 @@ class Results:
             raise InputError(f"{folder} holds no scores", remedy="run `txeval run` with this folder as --out")
 
     @cached_property
+    def _folder(self) -> folders.Results:
+        return folders.Results.open(self.folder, self.scores)
+
+    @cached_property
     def _views(self) -> list[View]:
-        return make_views(self.scores)
+        return make_views(self.scores, self._folder)
 
     @property
     def verdict(self) -> str:
@@ -80,12 +86,12 @@ class Results:
         return "\n".join(parts)
 
     def summary(self) -> pd.DataFrame:
-        """Headline scores under the best post-processing of each: rows are metrics, columns are models.
+        """Headline scores, each under one post-processing: rows are metrics, columns are models.
 
-        As in the paper's Table 2, the choice is made on the numbers shown. A score that could not be computed is
-        NaN. Index: level, task, metric and subset, after dataset and protocol where there are several.
+        The protocol says how it is chosen: on the numbers shown, as in the paper's Table 2, or on other units. A
+        score that could not be computed is NaN. Index: level, task, metric and subset, after dataset and protocol where there are several.
         """
-        frame = summary(mark_untrained(self.scores))
+        frame = summary(self._folder.scores, self._folder)
         return self._wide(frame, ["level", "task", "metric", "subset"], ["model"])
 
     def table(self, level: int | str) -> pd.DataFrame:
@@ -117,7 +123,11 @@ class Results:
         """A chart of the summary, or of one level under every post-processing (needs `txeval[report]`)."""
         from txeval.report.figures import level_figure, summary_figure
 
-        return summary_figure(self.scores) if level is None else level_figure(self.scores, self._task(level))
+        return (
+            summary_figure(self._folder.scores, self._folder)
+            if level is None
+            else level_figure(self.scores, self._task(level))
+        )
 
     def report(self, out: Path | str | None = None) -> Path:
         """Write the HTML report and give its path; see `txeval report`."""

@@ -66,6 +66,10 @@ class Results:
         rows = read_scores(folder) if scores is None else scores
         return cls(Path(folder), rows, read_protocols(folder))
 
+    def has(self, protocol: str) -> bool:
+        """Whether the folder has scores under a protocol of this name."""
+        return protocol in self._protocols
+
     def choice(self, protocol: str) -> str:
         """How the protocol chooses post-processings for the summary: "best" or "cross_fitted"."""
         return str(self._protocols.get(protocol, {}).get("choice", "best"))

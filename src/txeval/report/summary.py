@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,12 +13,11 @@ import pandas as pd
 from txeval.compute.intervals import Units
 from txeval.compute.paired import Ranking, difference, ranking
 from txeval.errors import NotComputable
-from txeval.report.contributions import mean_interval
-from txeval.report.results import Results
+from txeval.report.contributions import Contributions, mean_interval
 from txeval.report.selection import cross_fitted, halving_factor
 from txeval.report.tables import TABLE, MetricInfo, aggregate, catalogue, place_of, references, texts
 
-__all__ = ["Chosen", "Question", "best_of", "not_above_floor", "questions", "summary"]
+__all__ = ["Chosen", "Question", "best_of", "not_above_floor", "questions", "summary", "tabulate"]
 
 
 @dataclass(frozen=True)
@@ -88,7 +87,7 @@ class Question:
 
 def questions(
     scores: pd.DataFrame,
-    results: Results | None = None,
+    results: Contributions | None = None,
     *,
     metrics: Collection[str] | None = None,
     post_processing: str | None = None,
@@ -183,7 +182,7 @@ def _choose(
     role: str,
     candidates: pd.DataFrame,
     entry: MetricInfo,
-    results: Results | None,
+    results: Contributions | None,
     *,
     rule: str,
     split: str,
@@ -231,7 +230,7 @@ _CHOSEN = (
 )
 
 
-def _with_units(chosen: Chosen, row: Mapping[Any, Any], entry: MetricInfo, results: Results) -> Chosen:
+def _with_units(chosen: Chosen, row: Mapping[Any, Any], entry: MetricInfo, results: Contributions) -> Chosen:
     try:
         units = results.seeds(place_of(row))
     except NotComputable as why:
@@ -241,7 +240,7 @@ def _with_units(chosen: Chosen, row: Mapping[Any, Any], entry: MetricInfo, resul
     return replace(chosen, units=units, **_interval(units, entry))
 
 
-def _cross_fitted(best: Chosen, rows: pd.DataFrame, entry: MetricInfo, results: Results, split: str) -> Chosen:
+def _cross_fitted(best: Chosen, rows: pd.DataFrame, entry: MetricInfo, results: Contributions, split: str) -> Chosen:
     candidates = {row["post_processing"]: results.seeds(place_of(row)) for row in rows.to_dict("records")}
     first = next(iter(candidates.values()))
     if len({len(seeds) for seeds in candidates.values()}) > 1:
@@ -291,7 +290,7 @@ def _ranked(question: Question, *, references: bool) -> Question:
 
 
 def summary(
-    scores: pd.DataFrame, results: Results | None = None, *, metrics: Collection[str] | None = None
+    scores: pd.DataFrame, results: Contributions | None = None, *, metrics: Collection[str] | None = None
 ) -> pd.DataFrame:
     """One post-processing per model and metric, as in the paper's Table 2, with intervals and ranks.
 
@@ -318,8 +317,13 @@ def summary(
     worse than any other beyond chance; `remark`, `rank_note`. A model without any score for a metric has a row with
     value NaN and its reason.
     """
+    return tabulate(questions(scores, results, metrics=metrics))
+
+
+def tabulate(asked: Iterable[Question]) -> pd.DataFrame:
+    """Questions as the table that `summary` gives."""
     made: list[dict[str, Any]] = []
-    for question in questions(scores, results, metrics=metrics):
+    for question in asked:
         entry = question.info
         best = best_of(question)
         for model, chosen in question.models.items():

@@ -78,14 +78,15 @@ def _tables(folder: Path, out: Path, formats: list[str]) -> list[Path]:
     if not formats:
         return []
     from txeval import report
+    from txeval.report.results import Results
     from txeval.report.workbook import to_xlsx
-    from txeval.run import read_scores
 
-    scores = report.mark_untrained(read_scores(folder))
+    results = Results.open(folder)
+    scores = results.scores
     _make(out)
     made = []
-    grids = {"summary": report.summary_grids(scores), "full": report.full_grids(scores)}
-    frames = {"summary": report.summary(scores), "full": report.aggregate(scores)}
+    grids = {"summary": report.summary_grids(scores, results), "full": report.full_grids(scores)}
+    frames = {"summary": report.summary(scores, results), "full": report.aggregate(scores)}
     for kind in dict.fromkeys(formats):
         for name in grids:
             path = out / f"table-{name}.{TABLES[kind]}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,18 +12,19 @@ import pandas as pd
 
 from txeval.report.html.packing import plain_text
 from txeval.report.html.verdict import Contender, LevelScores, ScoreColumn, Verdict, judge
+from txeval.report.results import Results
+from txeval.report.summary import Question, questions, tabulate
 from txeval.report.tables import (
     TABLE,
     MetricInfo,
     aggregate,
-    baseline_models,
     catalogue,
     holes,
     left_out,
     mark_untrained,
     post_position,
+    references,
     remarks,
-    summary,
 )
 from txeval.tasks.registry import list_tasks
 
@@ -31,6 +32,8 @@ __all__ = ["Column", "Model", "View", "make_views"]
 
 #: Levels whose aim is what the random baseline has: it mixes batches perfectly, and knows nothing.
 RANDOM_IS_BEST = frozenset({"batch_mixing"})
+
+_ALPHA = 0.05
 
 
 @dataclass(frozen=True)
@@ -139,17 +142,27 @@ class View:
         return min(counts.index, key=lambda post: (-counts[post], post_position(post))) if len(counts) else "raw"
 
 
-def make_views(scores: pd.DataFrame) -> list[View]:
-    """One view per screen and protocol, from score rows as `read_scores` gives them."""
+def make_views(scores: pd.DataFrame, results: Results | None = None) -> list[View]:
+    """One view per screen and protocol, from score rows as `read_scores` gives them.
+
+    Parameters
+    ----------
+    results
+        Their folder: gives the protocol's choice of post-processing, intervals of means over seeds and paired ranks.
+    """
     marked = mark_untrained(scores)
     names = dict(zip(marked["model"], scores["model"], strict=True))
-    return [_view(part.reset_index(drop=True), names) for _, part in marked.groupby(TABLE, dropna=False, sort=False)]
+    return [
+        _view(part.reset_index(drop=True), names, results)
+        for _, part in marked.groupby(TABLE, dropna=False, sort=False)
+    ]
 
 
-def _view(rows: pd.DataFrame, names: Mapping[str, str]) -> View:
-    cells = _with_seeds(aggregate(rows), rows)
-    shown = summary(rows)
-    models = _models(rows, names, _roles(rows))
+def _view(rows: pd.DataFrame, names: Mapping[str, str], results: Results | None) -> View:
+    cells = _with_seeds(aggregate(rows, results), rows)
+    asked = list(questions(rows, results))
+    shown = tabulate(asked)
+    models = _models(rows, names, references(rows))
     columns, number_of = _columns(cells, shown, {model.label: model.role for model in models})
     cells["column"] = [number_of[key] for key in _keys(cells)]
     first = rows.iloc[0]
@@ -166,17 +179,12 @@ def _view(rows: pd.DataFrame, names: Mapping[str, str]) -> View:
         holes=holes(rows),
         left_out=left_out(rows),
         remarks=remarks(rows),
-        verdict=_verdict(cells, shown, columns, models),
+        verdict=_verdict(cells, shown, columns, models, asked),
     )
 
 
 def _keys(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
     return list(zip(frame["task"], frame["metric"], frame["subset"], strict=True))
-
-
-def _roles(rows: pd.DataFrame) -> dict[str, str]:
-    """Labels of what is no model -> what it is."""
-    return dict.fromkeys(baseline_models(rows), "floor")
 
 
 def _models(rows: pd.DataFrame, names: Mapping[str, str], roles: Mapping[str, str]) -> tuple[Model, ...]:
@@ -273,9 +281,14 @@ def _reduce(values: Any, how: Any) -> float:
 
 
 def _verdict(
-    cells: pd.DataFrame, shown: pd.DataFrame, columns: tuple[Column, ...], models: tuple[Model, ...]
+    cells: pd.DataFrame,
+    shown: pd.DataFrame,
+    columns: tuple[Column, ...],
+    models: tuple[Model, ...],
+    asked: Sequence[Question],
 ) -> Verdict:
     levels = []
+    told_apart = {(one.info.task, one.info.metric, one.subset): _told_apart(one) for one in asked}
     by_column = dict(iter(cells.groupby("column")))
     chosen = dict(iter(shown.groupby(["task", "metric", "subset"], sort=False)))
     tasks = {task.name: task.title for task in list_tasks()}
@@ -289,19 +302,36 @@ def _verdict(
             LevelScores(
                 level=columns[own[0]].level,
                 title=tasks.get(task, task),
-                columns=[_score_column(columns[i], by_column[i], chosen[k]) for i, k in zip(own, key, strict=True)],
+                columns=[
+                    _score_column(columns[i], by_column[i], chosen[k], told_apart[k])
+                    for i, k in zip(own, key, strict=True)
+                ],
                 reason=reasons[0] if reasons else "",
                 random_is_best=task in RANDOM_IS_BEST,
             )
         )
     levels.sort(key=lambda level: level.level)
-    return judge(levels, [model.label for model in models], {model.label for model in models if model.is_baseline})
+    # Ceilings take no part: they are neither beaten nor held to a floor.
+    known = [model for model in models if model.role != "ceiling"]
+    return judge(levels, [model.label for model in known], {model.label for model in known if model.is_baseline})
+
+
+def _told_apart(question: Question) -> dict[tuple[str, str], bool]:
+    """Pairs of ranked models -> whether their paired difference is beyond chance (p < 0.05 after Holm)."""
+    found = question.ranking
+    if found is None:
+        return {}
+    p = found.p_adjusted
+    names = list(enumerate(question.ranked))
+    return {(one, other): bool(p[i, j] < _ALPHA) for i, one in names for j, other in names if i != j}
 
 
 _CONTENDER = ["model", "post_processing", "value", "low", "high"]
 
 
-def _score_column(column: Column, part: pd.DataFrame, shown: pd.DataFrame) -> ScoreColumn:
+def _score_column(
+    column: Column, part: pd.DataFrame, shown: pd.DataFrame, told_apart: Mapping[tuple[str, str], bool]
+) -> ScoreColumn:
     contenders = [Contender(*row) for row in part[_CONTENDER].itertuples(index=False, name=None)]
     chosen = [Contender(*row) for row in shown[_CONTENDER].itertuples(index=False, name=None)]
     # The chosen score of several seeds has no interval of its own: it gets that which spans the intervals of all.
@@ -311,7 +341,8 @@ def _score_column(column: Column, part: pd.DataFrame, shown: pd.DataFrame) -> Sc
         for one in chosen
         if not math.isnan(one.value)
     ]
-    return ScoreColumn(column.label, contenders, column.higher_is_better, {one.model: one for one in chosen})
+    chosen_of = {one.model: one for one in chosen}
+    return ScoreColumn(column.label, contenders, column.higher_is_better, chosen_of, told_apart)
 
 
 def view_data(view: View) -> dict[str, Any]:

@@ -1,8 +1,9 @@
 """The answer in words: which representation is best on how many levels, and how sure that is.
 
-Two models count as told apart on a level where the 95 % intervals of their scores do not overlap on at least one
-of its headline scores. That is stricter than a test of their difference: intervals that overlap a little may belong to
-a difference that is real.
+Two models count as told apart on a level where their paired difference is beyond chance (p < 0.05 after Holm's
+correction for all pairs) on at least one of its headline scores. Where contributions of units are not stored, their
+95 % intervals must not overlap. That is stricter: intervals that overlap a little may belong to a difference that is
+real.
 """
 
 from __future__ import annotations
@@ -35,12 +36,16 @@ class ScoreColumn:
     ----------
     chosen
         Model -> its score under the post-processing that was chosen for it; of models that are absent, the best.
+    told_apart
+        Pairs of models -> whether their paired difference is beyond chance; of pairs that are absent, the intervals
+        decide.
     """
 
     label: str
     contenders: Sequence[Contender]
     higher_is_better: bool = True
     chosen: Mapping[str, Contender] = field(default_factory=dict)
+    told_apart: Mapping[tuple[str, str], bool] = field(default_factory=dict)
 
     def best_of(self, model: str) -> Contender | None:
         """A model's score under the post-processing chosen for it."""
@@ -55,7 +60,10 @@ class ScoreColumn:
         return one > other if self.higher_is_better else one < other
 
     def apart(self, one: Contender, other: Contender) -> bool | None:
-        """Whether the interval of the first lies beyond that of the second; None where one has no interval."""
+        """Whether the first is better than the second beyond chance; None where that is not known."""
+        pair = (one.model, other.model)
+        if pair in self.told_apart:
+            return self.told_apart[pair] and self.better(one.value, other.value)
         if any(math.isnan(bound) for bound in (one.low, one.high, other.low, other.high)):
             return None
         return one.low > other.high if self.higher_is_better else one.high < other.low

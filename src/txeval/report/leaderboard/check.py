@@ -13,7 +13,7 @@ import pandas as pd
 
 from txeval.errors import InputError
 from txeval.protocol import list_protocols, load_protocol
-from txeval.report.tables import baseline_models, mark_untrained
+from txeval.report.tables import mark_untrained, references
 from txeval.run import Store, read_scores
 from txeval.run.files import read_json
 from txeval.tasks.registry import list_tasks
@@ -202,7 +202,7 @@ def _levels(folder: Path, scores: pd.DataFrame, manifest: Mapping[str, Any]) -> 
 
 def _baseline(folder: Path, scores: pd.DataFrame, manifest: Mapping[str, Any]) -> Iterator[Finding]:
     for (dataset, protocol), part in scores.groupby(["dataset", "protocol"], sort=False):
-        found = baseline_models(part)
+        found = [model for model, role in references(part).items() if role == "floor"]
         if not found:
             yield Finding(
                 "fault", f"{dataset}, {protocol}: no random baseline", "run it as well: leave --no-baseline out"

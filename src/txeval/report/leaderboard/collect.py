@@ -13,12 +13,16 @@ from typing import Any
 
 import pandas as pd
 
-from txeval.errors import InputError
+from txeval.compute.intervals import Units
+from txeval.errors import InputError, NotComputable
+from txeval.report.contributions import Place
 from txeval.report.leaderboard.ranks import rank_scores
 from txeval.report.paper import published_scores, screen_of, screens
 from txeval.report.paper.published import SUMMARY, screen_title
+from txeval.report.results import Results
 from txeval.report.spread import with_intervals
-from txeval.report.tables import baseline_models, catalogue, mark_untrained, summary
+from txeval.report.summary import questions, tabulate
+from txeval.report.tables import catalogue, mark_untrained, references
 from txeval.run import read_scores
 from txeval.run.files import read_json
 
@@ -27,7 +31,10 @@ __all__ = ["Board", "BoardCell", "BoardColumn", "BoardRow", "Source", "load_sour
 #: Relative difference up to which one cell of two folders is the same score.
 _SAME = 1e-6
 
-BASELINE, MODEL, PUBLISHED = "baseline", "model", "published"
+BASELINE, CEILING, MODEL, PUBLISHED = "baseline", "ceiling", "model", "published"
+
+#: Role of what is no model -> its group of rows.
+_KINDS = {"floor": BASELINE, "ceiling": CEILING}
 
 
 @dataclass(frozen=True)
@@ -176,15 +183,46 @@ def make_boards(sources: Sequence[Source], *, metrics: Iterable[str] | None = No
     """
     keys = ["dataset", "screen_fingerprint", "protocol", "protocol_fingerprint", "split"]
     frame = _joined(sources)
+    folders = _Folders(sources, frame)
     boards: list[Board] = []
     for key, part in frame.groupby(keys, sort=False, dropna=False):
         place = dict(zip(keys, map(str, key), strict=True))
-        boards.append(_board(f"board-{len(boards) + 1}", place, part, sources, metrics))
+        boards.append(_board(f"board-{len(boards) + 1}", place, part, sources, folders, metrics))
     seen = {screen_of(board.dataset) for board in boards}
     for screen in screens():
         if screen not in seen:
             boards.append(_published_board(f"board-{len(boards) + 1}", screen))
     return boards
+
+
+class _Folders:
+    """Several results folders as one: each score's contributions come from the folder that its row is from."""
+
+    def __init__(self, sources: Sequence[Source], frame: pd.DataFrame) -> None:
+        self._results = {source.name: Results.open(source.folder) for source in sources}
+        good = frame[frame["status"] == "ok"]
+        columns = [*Place._fields, "folder", "stored_model"]
+        self._origins: dict[Place, set[tuple[str, str]]] = {}
+        for *place, folder, stored in good[columns].drop_duplicates().itertuples(index=False, name=None):
+            self._origins.setdefault(Place(*map(str, place)), set()).add((str(folder), str(stored)))
+
+    def choice(self, protocol: str) -> str:
+        """How the protocol chooses post-processings; "best" where two folders have two rules under one name."""
+        found = {results.choice(protocol) for results in self._results.values() if results.has(protocol)}
+        return found.pop() if len(found) == 1 else "best"
+
+    def headline(self, protocol: str) -> Mapping[str, Sequence[str]]:
+        """Task -> metrics that the protocol wants in the summary."""
+        found = [results.headline(protocol) for results in self._results.values() if results.has(protocol)]
+        return found[0] if found else {}
+
+    def seeds(self, place: Place) -> Sequence[Units]:
+        """Units of a score, one for each seed; raises NotComputable where no one folder has them."""
+        origins = self._origins.get(place, set())
+        if len(origins) != 1:
+            raise NotComputable("the seeds of this score are in several folders" if origins else "no such score")
+        folder, stored = next(iter(origins))
+        return self._results[folder].seeds(place._replace(model=stored))
 
 
 def _joined(sources: Sequence[Source]) -> pd.DataFrame:
@@ -203,6 +241,7 @@ def _joined(sources: Sequence[Source]) -> pd.DataFrame:
             several = contents.get((str(dataset), plain), {})
             mine = several.get(own.get((str(dataset), plain), ""), [source.name])
             labels[dataset, model] = str(model) if len(several) < 2 else f"{model} · {mine[0]}"
+        rows["stored_model"] = rows["model"]
         rows["model"] = [labels[key] for key in zip(rows["dataset"], rows["model"], strict=True)]
         rows["folder"] = source.name
         digests = {
@@ -257,15 +296,16 @@ def _board(
     place: Mapping[str, str],
     part: pd.DataFrame,
     sources: Sequence[Source],
+    folders: _Folders,
     metrics: Iterable[str] | None,
 ) -> Board:
     columns: list[BoardColumn] = []
     rows: dict[str, BoardRow] = {}
     for label, own in part.groupby("model", sort=False):
-        folders = " + ".join(dict.fromkeys(" + ".join(own["folders"]).split(" + ")))
-        rows[str(label)] = BoardRow(str(label), MODEL, public_source(str(own.iloc[0]["source"])), (folders,))
+        named = " + ".join(dict.fromkeys(" + ".join(own["folders"]).split(" + ")))
+        rows[str(label)] = BoardRow(str(label), MODEL, public_source(str(own.iloc[0]["source"])), (named,))
     for (version, settings, _), same in part.groupby(["txeval_version", "settings", "task"], sort=False):
-        _fill(columns, rows, same, str(version), str(settings), metrics)
+        _fill(columns, rows, same, str(version), str(settings), folders, metrics)
     columns.sort(key=lambda column: (column.level, _position(column), column.version, column.settings))
     notes = []
     if len({column.version for column in columns}) > 1:
@@ -296,7 +336,7 @@ def _board(
 
 def _order(row: BoardRow) -> tuple[Any, ...]:
     """Models that are among the best of most columns first, then baselines."""
-    return ((MODEL, BASELINE, PUBLISHED).index(row.kind), -row.among_best(), row.label.lower())
+    return ((MODEL, BASELINE, CEILING, PUBLISHED).index(row.kind), -row.among_best(), row.label.lower())
 
 
 def _position(column: BoardColumn) -> tuple[int, str]:
@@ -310,11 +350,12 @@ def _fill(
     part: pd.DataFrame,
     version: str,
     settings: str,
+    folders: _Folders,
     metrics: Iterable[str] | None,
 ) -> None:
     """Columns of one task under one version and one set of settings."""
-    chosen = summary(part, metrics=None if metrics is None else list(metrics))
-    info, baselines = catalogue(part), baseline_models(part)
+    chosen = tabulate(questions(part, folders, metrics=None if metrics is None else list(metrics)))
+    info, roles = catalogue(part), references(part)
     spans = {
         (row["model"], row["metric"], row["subset"], row["post_processing"]): (row["low"], row["high"])
         for row in with_intervals(part).to_dict("records")
@@ -340,8 +381,8 @@ def _fill(
         made: dict[str, BoardCell] = {}
         for row in cells.to_dict("records"):
             label_ = str(row["model"])
-            if label_ in baselines:
-                rows[label_].kind = BASELINE
+            if label_ in roles:
+                rows[label_].kind = _KINDS[roles[label_]]
             low, high = spans.get((row["model"], metric, subset, row["post_processing"]), (math.nan, math.nan))
             if not math.isnan(row["low"]):
                 low, high = row["low"], row["high"]
@@ -356,24 +397,32 @@ def _fill(
                 remark=_remark(row),
             )
         ranked = [label for label, cell in made.items() if rows[label].kind == MODEL and not math.isnan(cell.value)]
-        ranks = rank_scores(
-            [made[label].value for label in ranked],
-            [made[label].low for label in ranked],
-            [made[label].high for label in ranked],
-            higher_is_better=entry.higher_is_better,
-        )
+        # By paired differences on the units that all models have; else by the intervals, which is coarser.
+        paired = {
+            str(row["model"]): (int(row["rank"]), int(row["rank_low"]), int(row["rank_high"]))
+            for row in cells.to_dict("records")
+            if not math.isnan(row["rank"])
+        }
+        if set(paired) != set(ranked):
+            ranks = rank_scores(
+                [made[label].value for label in ranked],
+                [made[label].low for label in ranked],
+                [made[label].high for label in ranked],
+                higher_is_better=entry.higher_is_better,
+            )
+            paired = dict(zip(ranked, zip(ranks.rank, ranks.low, ranks.high, strict=True), strict=True))
         floor = [
             cell.value for label, cell in made.items() if rows[label].kind == BASELINE and not math.isnan(cell.value)
         ]
         for label, cell in made.items():
-            place = ranked.index(label) if label in ranked else -1
+            rank, rank_low, rank_high = paired.get(label, (0, 0, 0))
             best = [made[name].value for name in ranked]
             rows[label].cells[column.key] = BoardCell(
                 **{
                     **vars(cell),
-                    "rank": ranks.rank[place] if place >= 0 else 0,
-                    "rank_low": ranks.low[place] if place >= 0 else 0,
-                    "rank_high": ranks.high[place] if place >= 0 else 0,
+                    "rank": rank,
+                    "rank_low": rank_low,
+                    "rank_high": rank_high,
                     "place": _place(cell.value, floor, best, higher=entry.higher_is_better),
                 }
             )

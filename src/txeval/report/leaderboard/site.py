@@ -19,6 +19,7 @@ from txeval.report.html.markup import Markup, element, label
 from txeval.report.layout import number
 from txeval.report.leaderboard.collect import (
     BASELINE,
+    CEILING,
     MODEL,
     PUBLISHED,
     Board,
@@ -41,6 +42,7 @@ MARKER = "leaderboard.json"
 _GROUPS = {
     MODEL: "Models",
     BASELINE: "Baselines without information (not ranked)",
+    CEILING: "Ceilings: what the noise of the data allows (not ranked)",
     PUBLISHED: "Published: Bendidi et al. 2024, Table 2, ± standard deviation of 5 runs (not by txeval, not ranked)",
 }
 

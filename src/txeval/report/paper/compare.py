@@ -23,7 +23,8 @@ from txeval.report.paper.published import (
     screens,
     summary_sd,
 )
-from txeval.report.tables import aggregate, catalogue, summary
+from txeval.report.summary import summary
+from txeval.report.tables import aggregate, catalogue
 
 __all__ = ["beside", "paper_grids"]
 
