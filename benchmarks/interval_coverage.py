@@ -135,8 +135,8 @@ def table(rows: list[dict], screens: int) -> str:
     lines = [
         "# Coverage of the 95 % intervals",
         "",
-        f"`python benchmarks/interval_coverage.py`: {screens} independent screens of each population, truth = mean score",
-        "of all of them. Share of the intervals that hold the truth, in percent; its standard error is about "
+        f"`python benchmarks/interval_coverage.py`: {screens} independent screens of each population, truth = mean",
+        "score of all of them. Share of the intervals that hold the truth, in percent; its standard error is about "
         f"{100 * math.sqrt(0.95 * 0.05 / screens):.1f}.",
         "Last columns: range over populations, and mean of the ratio of the estimated to the true standard error.",
         "",

@@ -6,7 +6,7 @@ of the units, reported on the other, and the halves swapped). An honest choice r
 scores on average over the embeddings: some post-processings do change a score (batch mixing, for instance), and that
 is no leakage.
 
-    python benchmarks/leakage.py [--embeddings 60] [--out benchmarks/results]
+    python benchmarks/leakage.py [--embeddings 30] [--out benchmarks/results]
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def report(frame: pd.DataFrame) -> str:
 def main() -> None:
     """Run and write the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--embeddings", type=int, default=60)
+    parser.add_argument("--embeddings", type=int, default=30)
     parser.add_argument("--dim", type=int, default=16)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_name("results"))
     args = parser.parse_args()

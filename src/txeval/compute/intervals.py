@@ -40,6 +40,9 @@ MIN_UNITS = 5
 #: A second factor with fewer levels than this is taken as given.
 MIN_LEVELS = 2
 
+#: From so many levels on their scatter tells how many of them a variance rests on.
+MANY_LEVELS = 10
+
 #: Start of the names of levels that are no draw from a population but the design of a screen: the controls of a batch.
 #: What tells them apart from the other levels is not spread.
 CONTROLS = "controls of batch "
@@ -496,7 +499,7 @@ def _clustered(
 
     Levels of a single contribution say the same as that contribution, and do not count for the degrees of freedom.
     They are as many as the scatter of the squared sums shows, at most the number of levels less 1: a score that a few
-    units carry is known no better than these few tell.
+    units carry is known no better than these few tell. Fewer than `MANY_LEVELS` levels cannot show that.
 
     A residual about a mean is too small by the share of its level in that mean, hence the division by
     (1 - share)^power: 2 is the delete-one jackknife of a ratio, 1 is unbiased for independent contributions (Bell and
@@ -518,7 +521,7 @@ def _clustered(
     total = float(counted.sum())
     scatter = float((counted**2).sum()) - total**2 / max(1, len(counted))
     most = len(counted) - 1.0
-    df = min(most, 2 * total**2 / scatter) if scatter > 0 else most
+    df = min(most, 2 * total**2 / scatter) if scatter > 0 and len(counted) >= MANY_LEVELS else most
     return float(whole * squares.sum()), max(df, min(most, 1.0))
 
 
@@ -706,6 +709,8 @@ def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level:
     r = np.linspace(0, 1, 2001)
     share = np.searchsorted(values, alpha * r, side="right") / n
     possible = np.abs(share - r) <= t * np.sqrt(r * (1 - r) / n) + 1e-12
+    # Below the smallest p-value, which may be the smallest that a permutation test can give, nothing speaks against r.
+    possible |= alpha * r < values[0]
     # The share itself, the largest solution; what is not connected with it belongs to other solutions.
     solved = np.flatnonzero(share >= r)
     at = int(solved[-1])

@@ -55,8 +55,8 @@ class Retrieval:
 
 @jit
 def _average_precisions(
-    similarity: Any,
-    order: Any,
+    keys: Any,
+    bits: int,
     query_class: Any,
     query_block: Any,
     ref_class: Any,
@@ -73,7 +73,8 @@ def _average_precisions(
     first: int,
 ) -> None:
     """Walk down each query's ranking once; every class collects its precision at the end of each run of ties."""
-    b, n = similarity.shape
+    b, n = keys.shape
+    mask = (1 << bits) - 1
     n_classes = len(found)
     keep = by_class.shape[0] > 0
     for q in range(b):
@@ -86,10 +87,10 @@ def _average_precisions(
         at = n - 1
         while at >= 0:
             # One run of equal similarities: all of it is found at once.
-            value = similarity[q, order[q, at]]
+            value = keys[q, at] >> bits
             n_touched = 0
-            while at >= 0 and similarity[q, order[q, at]] == value:
-                r = order[q, at]
+            while at >= 0 and keys[q, at] >> bits == value:
+                r = keys[q, at] & mask
                 at -= 1
                 if block >= 0 and ref_block[r] == block:
                     continue
@@ -135,7 +136,8 @@ def retrieve(
     over the distinct similarities t in decreasing order, R_t and P_t the recall and the precision of the candidates at
     least that similar: the definition of scikit-learn, and without ties that of copairs (Kalinin et al., Nat. Commun.
     2025). Ties are found all at once, so that equal rows score the share of positives and no more. Cosines are rounded
-    (float32 input: 6 decimals, float64: 12), so that ties are ties in spite of rounding; a zero row has cosine 0.
+    (float32 input: 6 decimals, float64: 12 up to 4 million references), so that ties are ties in spite of rounding; a
+    zero row has cosine 0.
 
     Parameters
     ----------
@@ -173,7 +175,9 @@ def retrieve(
     ref_block, query_block = _blocks(ref_block, n, "ref_block"), _blocks(query_block, m, "query_block")
 
     units = _unit_rows(read_rows(reference, name="X_ref"))
-    decimals = 12 if units.dtype == np.float64 else 6
+    # 10^12 in 41 bits with its sign leave 22 for the row.
+    bits = max(1, (n - 1).bit_length())
+    decimals = 12 if units.dtype == np.float64 and bits <= 22 else 6
     values = np.full(m, np.nan)
     n_positive, n_total = np.zeros(m, np.int64), np.zeros(m, np.int64)
     table = np.full((n_classes if by_class else 0, m), np.nan, dtype=np.float32)
@@ -183,12 +187,13 @@ def retrieve(
     for start in range(0, m, step):
         rows = slice(start, min(start + step, m))
         block = _unit_rows(read_rows(queries, rows, name="X_query")).astype(units.dtype, copy=False)
-        similarity = np.round(block @ units.T, decimals)
-        # 0.0 and -0.0 are one value.
-        similarity += 0.0
+        # Rounded cosine and row in one integer: sorting these is several times faster than an argsort.
+        keys = np.rint(block @ units.T * 10**decimals).astype(np.int64) << bits
+        keys |= np.arange(n)
+        keys.sort(axis=1)
         _average_precisions(
-            similarity,
-            np.argsort(similarity, axis=1),
+            keys,
+            bits,
             query_codes[rows],
             query_block[rows],
             ref_codes,
