@@ -47,9 +47,7 @@ def quick() -> Protocol:
 
 def run(out: Path, **values: Any) -> Path:
     """A results folder."""
-    config = build_config(
-        {"min_counts": 0, "seeds": 1, "interval_draws": 100, "protocol": quick(), "out": out, **values}
-    )
+    config = build_config({"min_counts": 0, "seeds": 1, "protocol": quick(), "out": out, **values})
     outcome = execute(make_plan(config), progress=NullProgress())
     assert outcome.n_errors == 0
     return out

@@ -41,11 +41,11 @@ LAYOUTS = ("pca", "umap")
 #: scores is kept of every embedding.
 MOST_ROWS = 250_000
 
-#: Known relationships that are listed; more are drawn from, seeded.
-MOST_RELATIONS = 20_000
+#: Known relationships that are listed (more are drawn from, seeded), and where the rows are many.
+MOST_RELATIONS, FEW_RELATIONS = 20_000, 10_000
 
 #: Perturbations in the map, and where the rows are many.
-MOST_IN_MAP, FEW_IN_MAP = 200, 150
+MOST_IN_MAP, FEW_IN_MAP = 200, 120
 
 #: Most similar others that are listed per perturbation, and where the rows are many.
 NEIGHBOURS, FEW_NEIGHBOURS = 5, 3
@@ -334,9 +334,10 @@ class _Part:
 
     def _drawn(self, n: int) -> Any:
         """Numbers of the relationships that are listed, of n."""
-        if n <= MOST_RELATIONS:
+        most = FEW_RELATIONS if self.reduced else MOST_RELATIONS
+        if n <= most:
             return np.arange(n)
-        return np.sort(stream(0, "report", "relations").choice(n, size=MOST_RELATIONS, replace=False))
+        return np.sort(stream(0, "report", "relations").choice(n, size=most, replace=False))
 
     # What needs the embeddings
 
