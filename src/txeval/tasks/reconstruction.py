@@ -14,6 +14,7 @@ from txeval.compute.correlation import ColumnStore, Spearman, correlation_influe
 from txeval.compute.decoder import Decoder, DecoderKind, fit_decoder
 from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
+from txeval.metrics.convergent_probe import validation_rows
 from txeval.metrics.profiles import ProfileReference, ProfileSums
 from txeval.metrics.reconstruction import (
     ConstantTruth,
@@ -32,13 +33,17 @@ from txeval.tasks.base import (
     batch_and_perturbation,
     crossed_units,
 )
-from txeval.tasks.blocks import Blocks, cell_lines, crossed_batches
+from txeval.tasks.blocks import Blocks, RowSubset, cell_lines, crossed_batches
 from txeval.tasks.ceiling import shared_split
 
 __all__ = ["TASK", "ReconstructionParams"]
 
 #: The published code scores minibatches of this size.
 SCORED_BATCH = 512
+
+#: Decoders without a seed, and the share of the train batches that the penalty of one of them is chosen on.
+CLOSED_FORM = ("least_squares", "ridge")
+HELD_OUT = 0.3
 
 #: The recipe was made for thousands of steps; with fewer than this its weights stay near their random start.
 FEW_STEPS = 1000
@@ -56,7 +61,8 @@ class ReconstructionParams:
     ----------
     decoder
         "linear": two stacked linear layers (paper); "mlp": three hidden ReLU layers (published code);
-        "least_squares": the optimum of the first in closed form.
+        "least_squares": the optimum of the first in closed form; "ridge": the same with a penalty that is chosen on
+        held-out train batches.
     hidden
         Width of the hidden layers; 0: interpolated between the embedding's and the number of genes.
     constant_truth
@@ -185,7 +191,7 @@ def prepare(inputs: TaskInputs) -> Decoded:
         raise NotComputable(f"the train split has {len(train)} samples: a decoder needs at least two")
     if len(rows) < 2:
         raise NotComputable(f"the heldout split has {len(rows)} samples: correlations need at least two")
-    steps = 0 if params.decoder == "least_squares" else params.epochs * math.ceil(len(train) / params.batch_size)
+    steps = 0 if params.decoder in CLOSED_FORM else params.epochs * math.ceil(len(train) / params.batch_size)
     trained = f", {steps} training steps" if steps else ""
     notes = [f"decoder: {params.decoder}{trained}", expression.note]
     if 0 < steps < FEW_STEPS:
@@ -193,6 +199,14 @@ def prepare(inputs: TaskInputs) -> Decoded:
     if params.score_every > 1:
         rows = rows[(np.arange(len(rows)) // SCORED_BATCH) % params.score_every == 0]
         notes.append(f"every {params.score_every}th minibatch of {SCORED_BATCH} scored")
+    held, how = None, ""
+    if params.decoder == "ridge":
+        held, how = validation_rows(
+            RowSubset(inputs.embedding, train),
+            np.asarray(inputs.samples.batches)[inputs.samples.batch[train]],
+            np.zeros(len(train), dtype=np.int64),
+            HELD_OUT,
+        )
     decoder = fit_decoder(
         inputs.embedding,
         lambda chosen: _rows_of(expression, chosen),
@@ -206,8 +220,11 @@ def prepare(inputs: TaskInputs) -> Decoded:
         warmup_epochs=params.warmup_epochs,
         warmup_lr=params.warmup_lr,
         seed=inputs.seed,
+        held_out=held,
         device=inputs.device,
     )
+    if decoder.penalty is not None:
+        notes.append(f"penalty {decoder.penalty:g}, chosen by the squared error on {how}")
     return _score(inputs, expression, decoder, rows, tuple(notes))
 
 
@@ -599,7 +616,7 @@ TASK = Task(
             low=float("-inf"),
         ),
     ),
-    stochastic=lambda params, n_samples: params.decoder != "least_squares",
+    stochastic=lambda params, n_samples: params.decoder not in CLOSED_FORM,
     details=_details,
     needs_expression=True,
     ceiling=Ceiling(
