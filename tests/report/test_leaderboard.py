@@ -24,7 +24,7 @@ from txeval.data import simulate_screen
 from txeval.errors import InputError
 from txeval.report.leaderboard import check_submission, make_boards, rank_scores, write_site
 from txeval.report.leaderboard.collect import Board, Source, public_source
-from txeval.report.tables import summary
+from txeval.report.summary import summary
 from txeval.run import NullProgress, build_config, execute, make_plan
 
 # Ranks

@@ -17,7 +17,7 @@ from txeval.cli import main
 from txeval.errors import InputError
 from txeval.report.experiments import experiment_grids, likelihood_frame, reference_frame, scaling_frame
 from txeval.report.spread import joined_interval, with_intervals
-from txeval.report.tables import summary
+from txeval.report.summary import summary
 
 # Intervals of means
 

@@ -89,7 +89,8 @@ class Results:
         """Headline scores, each under one post-processing: rows are metrics, columns are models.
 
         The protocol says how it is chosen: on the numbers shown, as in the paper's Table 2, or on other units. A
-        score that could not be computed is NaN. Index: level, task, metric and subset, after dataset and protocol where there are several.
+        score that could not be computed is NaN. Index: level, task, metric and subset, after dataset and protocol
+        where there are several.
         """
         frame = summary(self._folder.scores, self._folder)
         return self._wide(frame, ["level", "task", "metric", "subset"], ["model"])

@@ -375,10 +375,10 @@ def _strip(view: View, columns: Sequence[Column]) -> Markup | None:
         marks = []
         if not math.isnan(column.chance):
             marks.append(element("span", class_="mark chance", style=place(column.chance)))
-        real = scored[~scored["is_baseline"]]
+        real = scored[scored["role"] == ""]
         best = (real["value"].max() if column.higher_is_better else real["value"].min()) if len(real) else math.nan
         for row in scored.to_dict("records"):
-            kind = "random" if row["is_baseline"] else "dot lead" if row["value"] == best else "dot"
+            kind = "random" if row["role"] else "dot lead" if row["value"] == best else "dot"
             marks.append(element("span", class_=f"mark {kind}", style=place(row["value"])))
         ends_text = f"{column.label}: {number(low)} to {number(high)}"
         track = element("span", marks, class_="track", aria_hidden="true")
