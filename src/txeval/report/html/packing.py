@@ -57,8 +57,12 @@ def _grid(known: npt.NDArray[np.float64]) -> float | None:
     if len(known) < 2:
         return None
     span = known[-1] - known[0]
-    steps = (known - known[0]) / np.diff(known).min()
-    if steps[-1] > MISSING - 1 or np.abs(steps - np.rint(steps)).max() > 1e-6:
+    smallest = np.diff(known).min()
+    # Multiplied, not divided: the smallest step may be next to nothing.
+    if span > smallest * (MISSING - 1):
+        return None
+    steps = (known - known[0]) / smallest
+    if np.abs(steps - np.rint(steps)).max() > 1e-6:
         return None
     return float(span / np.rint(steps[-1]))
 

@@ -45,12 +45,15 @@ class Source:
     ----------
     name
         What the site calls it: the name of the folder, with its parent where two share one.
+    results
+        What each unit contributed to each score; without it, ranks come from the intervals.
     """
 
     folder: Path
     name: str
     scores: pd.DataFrame
     manifest: Mapping[str, Any]
+    results: Results | None = None
 
 
 @dataclass(frozen=True)
@@ -162,11 +165,13 @@ def load_sources(folders: Iterable[Path]) -> list[Source]:
     names = [path.name for path in resolved]
     made = []
     for path, own, name in zip(paths, resolved, names, strict=True):
-        scores = mark_untrained(read_scores(path))
+        rows = read_scores(path)
+        scores = mark_untrained(rows)
         if scores.empty:
             raise InputError(f"{path} holds no scores", remedy="run `txeval run` with this folder as --out")
         title = name if names.count(name) == 1 else f"{own.parent.name}/{name}"
-        made.append(Source(path, title, scores, read_json(path / "manifest.json") or {}))
+        manifest = read_json(path / "manifest.json") or {}
+        made.append(Source(path, title, scores, manifest, Results.open(path, rows)))
     return made
 
 
@@ -199,7 +204,7 @@ class _Folders:
     """Several results folders as one: each score's contributions come from the folder that its row is from."""
 
     def __init__(self, sources: Sequence[Source], frame: pd.DataFrame) -> None:
-        self._results = {source.name: Results.open(source.folder) for source in sources}
+        self._results = {source.name: source.results for source in sources if source.results is not None}
         good = frame[frame["status"] == "ok"]
         columns = [*Place._fields, "folder", "stored_model"]
         self._origins: dict[Place, set[tuple[str, str]]] = {}
@@ -222,6 +227,8 @@ class _Folders:
         if len(origins) != 1:
             raise NotComputable("the seeds of this score are in several folders" if origins else "no such score")
         folder, stored = next(iter(origins))
+        if folder not in self._results:
+            raise NotComputable(f"contributions of units of {folder} are not at hand")
         return self._results[folder].seeds(place._replace(model=stored))
 
 
