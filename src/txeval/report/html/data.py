@@ -138,8 +138,9 @@ class View:
     def usual_post(self, model: Model) -> str:
         """The post-processing that is best on most headline scores of a model."""
         chosen = self.summary.loc[self.summary["model"] == model.label, "post_processing"]
-        counts = chosen[chosen != ""].value_counts()
-        return min(counts.index, key=lambda post: (-counts[post], post_position(post))) if len(counts) else "raw"
+        # "A | B" where halves of the units chose differently.
+        named = [post for text in chosen for post in text.split(" | ") if post in self.posts]
+        return min(named, key=lambda post: (-named.count(post), post_position(post)), default=self.posts[0])
 
 
 def make_views(scores: pd.DataFrame, results: Results | None = None) -> list[View]:
@@ -200,7 +201,8 @@ def _models(rows: pd.DataFrame, names: Mapping[str, str], roles: Mapping[str, st
                 fingerprints=tuple(dict.fromkeys(text for text in prints if text)),
             )
         )
-    return tuple(sorted(found, key=lambda model: (model.is_baseline, model.label.lower(), model.label)))
+    order = ("", "floor", "ceiling")
+    return tuple(sorted(found, key=lambda model: (order.index(model.role), model.label.lower(), model.label)))
 
 
 def _with_seeds(cells: pd.DataFrame, rows: pd.DataFrame) -> pd.DataFrame:
@@ -311,9 +313,9 @@ def _verdict(
             )
         )
     levels.sort(key=lambda level: level.level)
-    # Ceilings take no part: they are neither beaten nor held to a floor.
-    known = [model for model in models if model.role != "ceiling"]
-    return judge(levels, [model.label for model in known], {model.label for model in known if model.is_baseline})
+    # A ceiling is neither to be beaten nor a baseline that must be.
+    judged = [model.label for model in models if model.role != "ceiling"]
+    return judge(levels, judged, {model.label for model in models if model.role == "floor"})
 
 
 def _told_apart(question: Question) -> dict[tuple[str, str], bool]:
@@ -394,6 +396,7 @@ def view_data(view: View) -> dict[str, Any]:
                 "label": plain_text(model.label),
                 "source": plain_text(model.source),
                 "baseline": model.is_baseline,
+                "role": model.role,
                 "post": posts.get(view.usual_post(model), 0),
             }
             for model in view.models

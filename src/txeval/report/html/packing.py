@@ -56,13 +56,11 @@ def _grid(known: npt.NDArray[np.float64]) -> float | None:
     """Step of the even grid that sorted distinct numbers lie on; None where there is none of few enough steps."""
     if len(known) < 2:
         return None
-    span = known[-1] - known[0]
-    smallest = np.diff(known).min()
-    # Multiplied, not divided: the smallest step may be next to nothing.
-    if span > smallest * (MISSING - 1):
+    span, gap = float(known[-1] - known[0]), float(np.diff(known).min())
+    if gap < span / MISSING:
         return None
-    steps = (known - known[0]) / smallest
-    if np.abs(steps - np.rint(steps)).max() > 1e-6:
+    steps = (known - known[0]) / gap
+    if steps[-1] > MISSING - 1 or np.abs(steps - np.rint(steps)).max() > 1e-6:
         return None
     return float(span / np.rint(steps[-1]))
 

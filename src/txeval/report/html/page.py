@@ -244,8 +244,10 @@ def _facts(view: View, manifest: Mapping[str, Any]) -> Markup:
             shown.append((f"{found:,}", what if found == 1 else several))
     n_models = sum(not model.is_baseline for model in view.models)
     shown.append((str(n_models), "embedding" if n_models == 1 else "embeddings"))
-    if n_models < len(view.models):
-        shown.append((str(len(view.models) - n_models), "random baseline" + "s" * (len(view.models) - n_models > 1)))
+    for role, what in (("floor", "baseline"), ("ceiling", "ceiling")):
+        n = sum(model.role == role for model in view.models)
+        if n:
+            shown.append((str(n), what + "s" * (n > 1)))
     shown.append((str(len(view.posts)), "post-processing" + "s" * (len(view.posts) > 1)))
     seeds = int(view.cells["n_seeds"].max()) if len(view.cells) else 0
     if seeds:
@@ -330,6 +332,7 @@ def _ladder(view: View) -> Markup:
         _key("mark dot lead", "best"),
         _key("mark random", "random baseline"),
         _key("mark chance", "chance"),
+        _key("mark ceiling", "ceiling") if any(model.role == "ceiling" for model in view.models) else None,
         "The scale of each level goes from its lowest to its highest mark; numbers are in the table below.",
         class_="legend",
     )
@@ -375,10 +378,12 @@ def _strip(view: View, columns: Sequence[Column]) -> Markup | None:
         marks = []
         if not math.isnan(column.chance):
             marks.append(element("span", class_="mark chance", style=place(column.chance)))
-        real = scored[scored["role"] == ""]
+        roles = {model.label: model.role for model in view.models}
+        real = scored[scored["model"].map(roles) == ""]
         best = (real["value"].max() if column.higher_is_better else real["value"].min()) if len(real) else math.nan
         for row in scored.to_dict("records"):
-            kind = "random" if row["role"] else "dot lead" if row["value"] == best else "dot"
+            kind = {"floor": "random", "ceiling": "ceiling"}.get(roles[row["model"]], "dot")
+            kind = "dot lead" if kind == "dot" and row["value"] == best else kind
             marks.append(element("span", class_=f"mark {kind}", style=place(row["value"])))
         ends_text = f"{column.label}: {number(low)} to {number(high)}"
         track = element("span", marks, class_="track", aria_hidden="true")

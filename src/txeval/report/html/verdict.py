@@ -170,7 +170,8 @@ def _level(level: LevelScores, models: Sequence[str], baselines: Sequence[str]) 
     leaders = tuple(model for model in models if len(places.get(model, [])) == most)
     leader = leaders[0]
     won = places[leader]
-    posts = tuple(dict.fromkeys(one.post_processing for c in won if (one := c.best_of(leader)) is not None))
+    scores = [one for column in won if (one := column.best_of(leader)) is not None]
+    posts = tuple(dict.fromkeys(post for one in scores for post in one.post_processing.split(" | ")))
     rivals, unknown = [], []
     for model in models:
         if model in leaders:
