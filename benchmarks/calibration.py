@@ -32,7 +32,10 @@ DESIGNS = {
     "strong batch effects": replace(NULL, name="strong batch effects", batch_sd=3.0),
 }
 
-EFFECT = Population("effect", batches=16, perturbations=48, cells=1.0, controls=10)
+EFFECT = {
+    "12 test batches": Population("effect", batches=40, perturbations=48, cells=0.6, controls=6),
+    "5 test batches": Population("effect of few batches", batches=16, perturbations=48, cells=1.0, controls=10),
+}
 
 #: Score -> (task, parameters).
 COMPARED = {
@@ -92,9 +95,9 @@ def noisy(base: np.ndarray, amount: float, seed: int) -> np.ndarray:
     return (base + amount * np.random.default_rng(seed).standard_normal(base.shape)).astype(np.float32)
 
 
-def compared(number: int, one: float, other: float) -> dict[str, float]:
+def compared(design: Population, number: int, one: float, other: float) -> dict[str, float]:
     """p-values of the differences of two noisy embeddings of one screen."""
-    screen = draw(EFFECT, number)
+    screen = draw(design, number)
     base = centred(screen)
     first, second = scores(screen, noisy(base, one, 2 * number)), scores(screen, noisy(base, other, 2 * number + 1))
     found = {}
@@ -134,10 +137,15 @@ def main() -> None:
         for test, p in collect([tests_of(design, i, 199) for i in range(given.screens)]).items():
             rows.append({"kind": "null", "test": test, "design": name, **summary(p)})
             print(rows[-1], flush=True)
-    for kind, one, other in (("null", 1.0, 1.0), ("power", 0.5, 1.0), ("power", 0.5, 2.0)):
-        made = collect([compared(i, one, other) for i in range(given.screens // 2)])
+    for kind, where, one, other in (
+        ("null", "12 test batches", 1.0, 1.0),
+        ("null", "5 test batches", 1.0, 1.0),
+        ("power", "12 test batches", 0.5, 1.0),
+        ("power", "12 test batches", 0.5, 2.0),
+    ):
+        made = collect([compared(EFFECT[where], i, one, other) for i in range(given.screens // 2)])
         for test, p in made.items():
-            design = f"noise {one:g} / {other:g}"
+            design = f"{where}, noise {one:g} / {other:g}"
             rows.append({"kind": kind, "test": f"difference of {test}", "design": design, **summary(p)})
             print(rows[-1], flush=True)
     lines = [

@@ -692,7 +692,7 @@ def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level:
 
     With F the distribution of the p-values, the share R that is adjusted to below alpha solves F(alpha R) = R. The
     interval holds every r for which the share of p-values up to alpha r could be a draw of as many hits with
-    probability r (Wilson): it does not collapse where no p-value is adjusted to below alpha, and it knows that the
+    probability r (mid-P): it does not collapse where no p-value is adjusted to below alpha, and it knows that the
     threshold moves with the share.
 
     Parameters
@@ -705,10 +705,12 @@ def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level:
     n = len(values)
     if n < MIN_UNITS:
         return Interval(float("nan"), float("nan"), unit, "", f"no interval: {_counted(unit, n)}, {MIN_UNITS} needed")
-    t = float(stats.t.ppf((1 + level) / 2, n - 1))
+    tail = (1 - level) / 2
     r = np.linspace(0, 1, 2001)
-    share = np.searchsorted(values, alpha * r, side="right") / n
-    possible = np.abs(share - r) <= t * np.sqrt(r * (1 - r) / n) + 1e-12
+    hits = np.searchsorted(values, alpha * r, side="right")
+    share = hits / n
+    upto = stats.binom.cdf(hits, n, r) - stats.binom.pmf(hits, n, r) / 2
+    possible = (upto >= tail) & (upto <= 1 - tail)
     # Below the smallest p-value, which may be the smallest that a permutation test can give, nothing speaks against r.
     possible |= alpha * r < values[0]
     # The share itself, the largest solution; what is not connected with it belongs to other solutions.
@@ -717,7 +719,7 @@ def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level:
     apart = np.flatnonzero(~possible)
     first = apart[apart < at][-1] + 1 if (apart < at).any() else 0
     last = apart[apart > at][0] - 1 if (apart > at).any() else len(r) - 1
-    return Interval(float(r[first]), float(r[last]), unit, "inverted Benjamini-Hochberg, Wilson")
+    return Interval(float(r[first]), float(r[last]), unit, "inverted Benjamini-Hochberg, mid-P")
 
 
 def seed_interval(

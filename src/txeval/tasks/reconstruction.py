@@ -281,8 +281,8 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
         total=plain_squares - 2 * grand * plain + grand**2,
         pearson=by_pearson,
         spearman=by_spearman,
-        distance=_norm_parts(residual, batch, units[1], scored),
-        maximum=2 * _norm_parts(structure, batch, units[1], scored),
+        distance=_norm_parts(residual, batch, units[1], control, scored),
+        maximum=2 * _norm_parts(structure, batch, units[1], control, scored),
     )
     return Decoded(
         genes=genes,
@@ -354,10 +354,11 @@ def _control_means(
     return (error / n).astype(np.float32), (truth / n).astype(np.float32)
 
 
-def _norm_parts(squares: F64, batch: Ints, level: Ints, scored: Bools) -> F64:
+def _norm_parts(squares: F64, batch: Ints, level: Ints, control: Bools, scored: Bools) -> F64:
     """Parts of sqrt(sum of squares) / n of every batch; 0 where not scored.
 
-    A perturbation's part is what the batch loses without it; what the parts of all leave is shared out by number.
+    A perturbation's part is what the batch loses without it. The controls, which no screen lacks, have the linear part
+    of that. What the parts of all leave is shared out by number.
     """
     total = np.bincount(batch, weights=squares, minlength=len(scored))
     n = np.bincount(batch, minlength=len(scored))
@@ -369,7 +370,11 @@ def _norm_parts(squares: F64, batch: Ints, level: Ints, scored: Bools) -> F64:
     inside[cell] = batch
     rest = np.maximum(total[inside] - np.bincount(cell, weights=squares, minlength=len(cells)), 0.0)
     without = np.sqrt(rest) / np.maximum(n[inside] - number, 1) * scored[inside]
-    part = norm[inside] - without
+    linear = 1 - rest / np.where(total > 0, total, 1.0)[inside]
+    linear = norm[inside] * (linear / 2 - number / np.maximum(n, 1)[inside])
+    apart = np.zeros(len(cells), dtype=bool)
+    apart[cell] = control
+    part = np.where(apart, linear, norm[inside] - without)
     left = norm - np.bincount(inside, weights=part, minlength=len(scored))
     return np.asarray((part / number)[cell] + (left / np.maximum(n, 1))[batch])
 
