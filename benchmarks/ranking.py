@@ -96,8 +96,8 @@ HEAD = (
     f"`{SCVI}`, otherwise as the paper trains it: short",
     "training on small screens, no verdict on scVI. A cell: score [95 % interval], rank (its simultaneous 95 %",
     "interval) over the units that all embeddings share. Level 5 needs 50 perturbed genes, which no screen has; level",
-    "1 two test batches, which Norman 2019 alone has. Shares after Benjamini-Hochberg are no sums over perturbations: a",
-    "cross-fitted one is approximate, and where it is small it can fall below 0.",
+    "1 two test batches, which Norman 2019 alone has. Shares after Benjamini-Hochberg are no sums over perturbations:",
+    "a cross-fitted one is approximate, and where it is small it can fall below 0.",
     "",
 )
 
