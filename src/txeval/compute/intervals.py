@@ -41,7 +41,7 @@ MIN_UNITS = 5
 MIN_LEVELS = 2
 
 #: From so many levels on their scatter tells how many of them a variance rests on.
-MANY_LEVELS = 10
+MANY_LEVELS = 8
 
 #: Start of the names of levels that are no draw from a population but the design of a screen: the controls of a batch.
 #: What tells them apart from the other levels is not spread.
@@ -687,7 +687,9 @@ def _mid_p(hits: float, misses: float, tail: float) -> float:
     return float(optimize.brentq(above, 0.0, 1.0, xtol=1e-12)) if above(1.0) > 0 else 1.0
 
 
-def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level: float = 0.95) -> Interval:
+def adjusted_share_interval(
+    p: npt.ArrayLike, alpha: float, unit: str, *, resolution: float = 0.0, level: float = 0.95
+) -> Interval:
     """Interval of the share of p-values below `alpha` after Benjamini-Hochberg.
 
     With F the distribution of the p-values, the share R that is adjusted to below alpha solves F(alpha R) = R. The
@@ -699,6 +701,9 @@ def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level:
     ----------
     p
         (n,) p-values before the adjustment, of independent units; NaN ones are not counted.
+    resolution
+        Smallest p-value that the test can give, such as 1 / (draws + 1). Where alpha r is below it, nothing speaks for
+        or against r.
     """
     values = np.asarray(p, dtype=np.float64)
     values = np.sort(values[np.isfinite(values)])
@@ -711,8 +716,7 @@ def adjusted_share_interval(p: npt.ArrayLike, alpha: float, unit: str, *, level:
     share = hits / n
     upto = stats.binom.cdf(hits, n, r) - stats.binom.pmf(hits, n, r) / 2
     possible = (upto >= tail) & (upto <= 1 - tail)
-    # Below the smallest p-value, which may be the smallest that a permutation test can give, nothing speaks against r.
-    possible |= alpha * r < values[0]
+    possible |= alpha * r < resolution
     # The share itself, the largest solution; what is not connected with it belongs to other solutions.
     solved = np.flatnonzero(share >= r)
     at = int(solved[-1])

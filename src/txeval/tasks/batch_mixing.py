@@ -231,6 +231,10 @@ def _joined(row: pd.Series[Any], other: pd.DataFrame) -> dict[str, object]:
         "chance": 0.0,
         "chance_low": np.nan,
         "chance_high": np.nan,
+        "low": np.nan,
+        "high": np.nan,
+        "interval_unit": "",
+        "interval_method": "",
     }
     known = other[other["value"].notna()]
     if pd.isna(row["value"]) or not len(known):
@@ -239,13 +243,16 @@ def _joined(row: pd.Series[Any], other: pd.DataFrame) -> dict[str, object]:
             if pd.isna(row["value"])
             else "it needs the retrieval precision of level 4 (knn/map), which was not computed"
         )
-        return {**made, "value": np.nan, "low": np.nan, "high": np.nan, "status": "failed", "reason": why}
+        return {**made, "value": np.nan, "status": "failed", "reason": why}
     precision, chance = float(known["value"].mean()), float(known["chance"].mean())
     kept = max(0.0, 1 - chance / precision) if precision > 0 else 0.0
     text = f"iLISI / perfect mixing {float(row['value']):.3g}; knn/map {precision:.3g}, by chance {chance:.3g}"
-    made |= {name: float(row[name]) * kept for name in ("value", "low", "high")}
-    note = " | ".join(filter(None, [row["interval_note"], "the retrieval precision is taken as given"]))
-    return {**made, "notes": " | ".join(filter(None, [row["notes"], text])), "interval_note": note}
+    return {
+        **made,
+        "value": float(row["value"]) * kept,
+        "notes": " | ".join(filter(None, [row["notes"], text])),
+        "interval_note": "no interval: it joins scores of two levels",
+    }
 
 
 TASK = Task(
@@ -292,7 +299,6 @@ TASK = Task(
             label="Mixing with biology",
             summary="iLISI / perfect mixing, times the share of the retrieval precision (knn/map) that is not chance.",
             derive=_with_biology,
-            multiple_of="ilisi_perfect",
             asked=lambda params: params.biology,
             low=0.0,
             high=float("inf"),

@@ -289,6 +289,8 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
     }
     if not scored.any():
         raise NotComputable("every perturbation is too small or part of the null")
+    n_null = int(table["in_null"].sum())
+    resolution = 1.0 / n_null if n_null else 1.0 / (params.draws + 1)
     return Score(
         value=float(hits.mean()),
         chance=chance,
@@ -298,15 +300,16 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=(*found.notes, *(found.magnitude_notes if column.startswith("magnitude") else ())),
         units=_units(table[scored], _contributions(table[scored], column, hits, params.alpha)),
-        interval=_interval(table[scored], column, params.alpha),
+        interval=_interval(table[scored], column, params.alpha, resolution),
     )
 
 
-def _interval(table: pd.DataFrame, column: str, alpha: float) -> Interval | None:
+def _interval(table: pd.DataFrame, column: str, alpha: float, resolution: float) -> Interval | None:
     """Interval of an adjusted share; None where it is that of its units."""
     if not column.endswith("p_adjusted") or "cell_line" in table:
         return None
-    return adjusted_share_interval(table[column.replace("p_adjusted", "p_value")], alpha, "perturbation")
+    p = table[column.replace("p_adjusted", "p_value")]
+    return adjusted_share_interval(p, alpha, "perturbation", resolution=resolution)
 
 
 def _contributions(table: pd.DataFrame, column: str, hits: F64, alpha: float) -> F64:

@@ -85,6 +85,8 @@ class Precisions:
         (m,) of the queries that have one.
     truth
         (m,) their perturbation; `unit_labels`, `unit_codes` as in `Ranked`.
+    resolution
+        Smallest p-value that the draws can give.
     """
 
     table: pd.DataFrame
@@ -94,6 +96,7 @@ class Precisions:
     unit_labels: tuple[Strings, Strings]
     unit_codes: tuple[Ints, Ints]
     alpha: float
+    resolution: float
     left_out: Mapping[str, int]
     notes: tuple[str, ...]
 
@@ -243,6 +246,7 @@ def _retrieved(inputs: TaskInputs, ref: Ints, query: Ints, left_out: Mapping[str
         unit_labels=labels,
         unit_codes=units,
         alpha=params.alpha,
+        resolution=1.0 / (params.retrieval_draws + 1),
         left_out=lost,
         notes=(f"within each of {len(parts)} cell lines",) if len(parts) > 1 else (),
     )
@@ -297,7 +301,9 @@ def _map_significant(found: Neighbourhoods) -> Score:
         units=Units.single("perturbation", names, hits)
         if len(lines) == 1
         else Units.crossed(("cell_line", "perturbation"), (lines, names), (line, name), hits),
-        interval=adjusted_share_interval(table["p_value"], precision.alpha, "perturbation")
+        interval=adjusted_share_interval(
+            table["p_value"], precision.alpha, "perturbation", resolution=precision.resolution
+        )
         if len(lines) == 1
         else None,
     )
