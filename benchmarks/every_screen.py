@@ -58,7 +58,7 @@ def run(about: Description, relations: Path, folder: Path) -> tuple[list[str], p
     """Validate and run one screen; what came of it, and the scores."""
     path = folder / "run.yaml"
     path.write_text(render(about), encoding="utf-8")
-    change = {"relations": relations, "post_processing": ["raw", "tvn"], "seeds": 1, "interval_draws": 50}
+    change = {"relations": relations, "post_processing": ["raw", "tvn"], "seeds": 1}
     make_plan(load_config(path, change))  # all of the screen: what validate shows
     if about.shape[0] > SAMPLES:
         config = load_config(path, change)

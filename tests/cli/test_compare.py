@@ -13,6 +13,7 @@ import pytest
 
 from txeval.cli import main
 from txeval.data.simulate import simulate_screen
+from txeval.data.truth import relations_folder
 from txeval.protocol import load_protocol
 from txeval.report import Results, summary
 from txeval.report.comparison import compare, sides
@@ -44,7 +45,7 @@ def run(folder: Path, out: str, **changes: object):
         "protocol": str(folder / "small.yaml"),
         "tasks": TASKS,
         "min_counts": 0,
-        "relations": folder / "screen_relations",
+        "relations": relations_folder(folder / "screen.h5ad"),
         "out": folder / out,
         **changes,
     }

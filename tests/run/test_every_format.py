@@ -99,7 +99,7 @@ def scores(path: Path, table: Path | None, folder: Path, relations: Path) -> pd.
         *("perturbation", ["control"], "gem_group", "counts"),
     )
     (folder / "run.yaml").write_text(render(about))
-    change = {"post_processing": ["centering"], "seeds": 1, "interval_draws": 20, "relations": relations}
+    change = {"post_processing": ["centering"], "seeds": 1, "relations": relations}
     config = load_config(
         folder / "run.yaml",
         {**change, "embeddings": ["pca@components=10"], "tasks": ["consistency", "knn"], "out": folder / "out"},

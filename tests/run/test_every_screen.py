@@ -39,7 +39,6 @@ def test_from_a_file_to_scores(name: str, data_dir: Path, tmp_path: Path) -> Non
         "tasks": list(QUICK.values()),
         "post_processing": ["raw"],
         "seeds": 1,
-        "interval_draws": 20,
         "relations": data_dir / "relationships",
         "out": tmp_path / "out",
     }
