@@ -277,3 +277,34 @@ def test_the_halves_are_the_same_for_all_and_no_choice_is_made_where_there_is_no
     assert set(table["choice"]) == {"only"}
     assert np.isfinite(table["low"]).all()
     assert load_protocol("paper").choice == "best"
+
+
+def test_the_plot_shows_the_differences(folder: Path, tmp_path: Path) -> None:
+    pytest.importorskip("altair")
+    from txeval.report.figures import difference_figure
+
+    frame = compare(sides(Results.open(folder / "results"), None, ["noisy", "truth"]))
+    chart = difference_figure(frame).to_dict()
+    drawn = [row for data in _values(chart) for row in data if "place" in row]
+    known = frame[frame["difference"].notna()]
+    texts = {(row["score"].split("  ", 1)[1], row["text"]) for row in drawn}
+    assert texts == {(row.label, f"{row.difference:+.3f}") for row in known.itertuples()}
+    better = {row.label: (row.difference > 0) == row.higher_is_better for row in known.itertuples() if row.difference}
+    for row in drawn:
+        label = row["score"].split("  ", 1)[1]
+        if label in better:
+            assert (row["place"] > 0) == better[label]
+            assert row["low"] <= row["place"] <= row["high"]
+    path = tmp_path / "differences.svg"
+    words = ["compare", str(folder / "results"), "--embeddings", "noisy", "truth", "--plot", str(path), "--plain"]
+    assert main(words) == 0
+    assert path.read_text().startswith("<svg")
+
+
+def _values(chart: object) -> list[list[dict]]:
+    """Data of every part of a chart."""
+    if isinstance(chart, dict):
+        own = [chart["values"]] if isinstance(chart.get("values"), list) else []
+        own += list(chart.get("datasets", {}).values()) if isinstance(chart.get("datasets"), dict) else []
+        return own + [found for part in chart.values() for found in _values(part)]
+    return [found for part in chart for found in _values(part)] if isinstance(chart, list) else []

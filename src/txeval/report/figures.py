@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import altair
 
 __all__ = [
+    "difference_figure",
     "FORMATS",
     "distribution_figure",
     "level_figure",
@@ -543,6 +544,69 @@ def _likelihood_panel(cells: pd.DataFrame, order: list[str], post: str, *, datab
         height=150,
         title=alt.TitleParams(post_title(post), fontSize=9, fontWeight="normal", color="#555"),
     )
+
+
+def difference_figure(frame: pd.DataFrame) -> altair.TopLevelMixin:
+    """Paired differences with 95 % intervals, a panel per pair of embeddings: right of 0 the second is better.
+
+    Differences are in units of the largest absolute end of an interval of their row, as scores have different ranges;
+    the difference itself is written beside. A score where lower is better is turned round.
+
+    Parameters
+    ----------
+    frame
+        Rows of `txeval.report.comparison.compare`; those without a difference are left out.
+
+    Raises
+    ------
+    InputError
+        No row has a difference.
+    """
+    alt = _altair()
+    found = frame[frame["difference"].notna()]
+    if found.empty:
+        raise InputError(
+            "no paired difference could be computed", remedy="see the reasons: txeval compare without --plot"
+        )
+    rows = []
+    for row in found.to_dict("records"):
+        sign = 1.0 if row["higher_is_better"] else -1.0
+        ends = [end for end in (row["low"], row["high"], row["difference"]) if not math.isnan(end)]
+        scale = max(map(abs, ends)) or 1.0
+        low, high = sorted((sign * row["low"] / scale, sign * row["high"] / scale))
+        rows.append(
+            {
+                "pair": f"{clean(row['second'])} minus {clean(row['first'])}",
+                "score": f"{row['level']}  {clean(row['label'])}",
+                "place": sign * row["difference"] / scale,
+                "low": low,
+                "high": high,
+                "text": f"{row['difference']:+.3f}",
+                "sure": bool(row["p_holm"] < _ALPHA),
+            }
+        )
+    labels = list(dict.fromkeys(row["score"] for row in rows))
+    panels = []
+    for pair in dict.fromkeys(row["pair"] for row in rows):
+        base = alt.Chart(_data([row for row in rows if row["pair"] == pair])).encode(
+            y=alt.Y("score:N", sort=labels, title=None, axis=alt.Axis(domain=False, ticks=False))
+        )
+        place = alt.X("place:Q", title="worse  <  difference, scaled per score  >  better", axis=alt.Axis(labels=False))
+        zero = alt.Chart(_data([{"zero": 0}])).mark_rule(color="#888", strokeDash=[3, 3]).encode(x="zero:Q")
+        span = base.mark_rule(color=ABOVE, strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q")
+        dot = base.mark_point(size=60, filled=True, opacity=1, stroke=ABOVE, strokeWidth=1.5).encode(
+            x=place, color=alt.condition("datum.sure", alt.value(ABOVE), alt.value("white"))
+        )
+        text = base.mark_text(align="left", fontSize=9).encode(x=alt.value(_WIDE + 10), text="text:N")
+        panels.append(alt.layer(zero, span, dot, text).properties(width=_WIDE, height=22 * len(labels), title=pair))
+    return _finished(
+        alt.vconcat(*panels, spacing=30),
+        "Paired differences",
+        "Lines: 95 % intervals. Filled: beyond chance (p < 0.05 after Holm's correction); open: cannot be told apart.",
+    )
+
+
+_ALPHA, _WIDE = 0.05, 320
 
 
 #: Task -> (table of details, column, what it is): numbers of single perturbations that are worth a figure.

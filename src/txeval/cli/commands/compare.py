@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txeval.cli.base import Command, Parser, one_of, output_console
@@ -54,6 +55,7 @@ def _configure(parser: Parser) -> None:
         type=one_of("format", FORMATS),
         help="terminal (default), csv (every pair), markdown, latex or words",
     )
+    parser.add_argument("--plot", metavar="FILE", help="also draw the differences: .svg, .pdf or .png")
     parser.add_argument("--plain", action="store_true", help="no colours")
 
 
@@ -68,6 +70,10 @@ def _run(args: argparse.Namespace) -> int:
         _check_post(args.post_processing, folder)
     pairs = sides(results, other, args.embeddings or [])
     options = {"metrics": args.metric, "post_processing": args.post_processing, "choice": args.choice}
+    if args.plot:
+        from txeval.report.figures import difference_figure, save
+
+        save(difference_figure(compare(pairs, **options)), Path(args.plot))
     if other is None and len(pairs) > 1 and not args.pairs and args.format != "csv":
         models = list(dict.fromkeys(side.model for pair in pairs for side in pair))
         asked = _ranked(results, models, options)
