@@ -289,6 +289,8 @@ def test_the_plot_shows_the_differences(folder: Path, tmp_path: Path) -> None:
     known = frame[frame["difference"].notna()]
     texts = {(row["score"].split("  ", 1)[1], row["text"]) for row in drawn}
     assert texts == {(row.label, f"{row.difference:+.3f}") for row in known.itertuples()}
+    assert {row["pair"] for row in drawn} == {"noisy minus truth"}
+    assert next(row["place"] for row in drawn if row["score"] == "4  kNN top 5") < 0
     better = {row.label: (row.difference > 0) == row.higher_is_better for row in known.itertuples() if row.difference}
     for row in drawn:
         label = row["score"].split("  ", 1)[1]

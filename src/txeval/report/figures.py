@@ -547,7 +547,7 @@ def _likelihood_panel(cells: pd.DataFrame, order: list[str], post: str, *, datab
 
 
 def difference_figure(frame: pd.DataFrame) -> altair.TopLevelMixin:
-    """Paired differences with 95 % intervals, a panel per pair of embeddings: right of 0 the second is better.
+    """Paired differences with 95 % intervals, a panel per pair of embeddings: right of 0 the first is better.
 
     Differences are in units of the largest absolute end of an interval of their row, as scores have different ranges;
     the difference itself is written beside. A score where lower is better is turned round.
@@ -576,7 +576,7 @@ def difference_figure(frame: pd.DataFrame) -> altair.TopLevelMixin:
         low, high = sorted((sign * row["low"] / scale, sign * row["high"] / scale))
         rows.append(
             {
-                "pair": f"{clean(row['second'])} minus {clean(row['first'])}",
+                "pair": f"{clean(row['first'])} minus {clean(row['second'])}",
                 "score": f"{row['level']}  {clean(row['label'])}",
                 "place": sign * row["difference"] / scale,
                 "low": low,
@@ -591,9 +591,14 @@ def difference_figure(frame: pd.DataFrame) -> altair.TopLevelMixin:
         base = alt.Chart(_data([row for row in rows if row["pair"] == pair])).encode(
             y=alt.Y("score:N", sort=labels, title=None, axis=alt.Axis(domain=False, ticks=False))
         )
-        place = alt.X("place:Q", title="worse  <  difference, scaled per score  >  better", axis=alt.Axis(labels=False))
-        zero = alt.Chart(_data([{"zero": 0}])).mark_rule(color="#888", strokeDash=[3, 3]).encode(x="zero:Q")
-        span = base.mark_rule(color=ABOVE, strokeWidth=2).encode(x=alt.X("low:Q", title=None), x2="high:Q")
+        words = {"title": "worse  <  difference, scaled per score  >  better", "axis": alt.Axis(labels=False)}
+        place, ends = alt.X("place:Q", **words), alt.X("low:Q", **words)
+        zero = (
+            alt.Chart(_data([{"zero": 0}]))
+            .mark_rule(color="#888", strokeDash=[3, 3])
+            .encode(x=alt.X("zero:Q", **words))
+        )
+        span = base.mark_rule(color=ABOVE, strokeWidth=2).encode(x=ends, x2="high:Q")
         dot = base.mark_point(size=60, filled=True, opacity=1, stroke=ABOVE, strokeWidth=1.5).encode(
             x=place, color=alt.condition("datum.sure", alt.value(ABOVE), alt.value("white"))
         )
