@@ -17,13 +17,14 @@ endif
 # MkDocs 2 is not what is pinned here.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test check docs clean
+.PHONY: help demo test check docs screenshots clean
 
 help:
 	@echo "make demo    run the benchmark on a small real screen (a few minutes)"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types, import rules, documentation"
 	@echo "make docs    build the documentation into site/"
+	@echo "make screenshots    pictures of the demo's report, wide and narrow, light and dark (needs Chromium)"
 	@echo "make clean   remove what the targets made"
 
 demo: $(VENV)/.installed
@@ -43,8 +44,13 @@ check: $(VENV)/.installed-dev
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict
 
+# Of the report that `make demo` ends with.
+screenshots: $(VENV)/.installed-dev
+	test -e demo-results/report.html || $(BIN)/txeval demo
+	$(BIN)/python docs/screenshots.py demo-results/report.html screenshots
+
 clean:
-	rm -rf $(VENV) site demo-results build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) site demo-results screenshots build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from txeval.cli import build_parser
@@ -110,6 +111,46 @@ def protocol_differences() -> str:
     return _table(["parameter", *(f"`{protocol.name}`" for protocol in protocols)], rows)
 
 
+def parity() -> str:
+    """Every parameter in which a protocol differs, with the reason."""
+    protocols = [load_protocol(name) for name in PARITY]
+    reasons = parity_reasons()
+    rows = []
+    for name, values in differences(protocols):
+        if name.startswith("headline."):
+            continue
+        rows.append([f"`{name}`", *(f"`{json.dumps(value)}`" for value in values), reasons.get(name, "")])
+    rows.append(["`headline`", "as the metrics say", "as the metrics say", "see the file", reasons.get("headline", "")])
+    return _table(["parameter", *(f"`{name}`" for name in PARITY), "why"], rows)
+
+
+#: Protocols of the parity page, in the order of its columns.
+PARITY = ("paper", "reference", "corrected")
+
+
+def parity_reasons() -> dict[str, str]:
+    """Parameter (or section) -> why protocols differ in it."""
+    import yaml
+
+    path = Path(__file__).with_name("parity_reasons.yaml")
+    return {str(name): str(why).strip() for name, why in yaml.safe_load(path.read_text(encoding="utf-8")).items()}
+
+
+def parity_effects() -> str:
+    return _result("parity.md")
+
+
+def ranking_results() -> str:
+    return _result("ranking.md")
+
+
+def _result(name: str) -> str:
+    """A table of benchmarks/results without its title, its headings one level down."""
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / name
+    lines = path.read_text(encoding="utf-8").splitlines()[1:]
+    return "\n".join(f"#{line}" if line.startswith("#") else line for line in lines).strip()
+
+
 def protocol_paper() -> str:
     import yaml
 
@@ -133,5 +174,16 @@ def commands() -> str:
 
 GENERATED: dict[str, Callable[[], str]] = {
     function.__name__: function
-    for function in (levels, embedders, models, protocol_differences, protocol_paper, columns, commands)
+    for function in (
+        levels,
+        embedders,
+        models,
+        protocol_differences,
+        protocol_paper,
+        parity,
+        parity_effects,
+        ranking_results,
+        columns,
+        commands,
+    )
 }

@@ -74,7 +74,6 @@ def scores(request: pytest.FixtureRequest, data_dir: Path, tmp_path_factory: pyt
         "post_processing": ["raw"],
         "seeds": 1,
         "min_counts": 0,
-        "interval_draws": 20,
         "relations": data_dir / "relationships",
         "out": folder / "out",
     }

@@ -71,3 +71,30 @@ def test_what_is_wrong_with_a_file_is_named(tmp_path: Path, text: str, fragment:
     path.write_text(text)
     with pytest.raises(InputError, match=fragment):
         load_protocol(path)
+
+
+def test_what_is_shown_is_part_of_a_protocol(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("extends: paper\nchoice: cross_fitted\nheadline: {knn: [top1]}\nbaselines: [random, shuffled]\n")
+    mine = load_protocol(path)
+    assert (mine.choice, mine.headline, list(mine.baselines)) == (
+        "cross_fitted",
+        {"knn": ["top1"]},
+        ["random", "shuffled"],
+    )
+    assert (load_protocol("paper").choice, list(load_protocol("paper").baselines)) == ("best", ["random"])
+
+
+@pytest.mark.parametrize(
+    ("text", "fragment"),
+    [
+        ("choice: first\n", "choice of post-processing called 'first'"),
+        ("headline: {knn: top1}\n", "list names of metrics"),
+        ("baselines: [1]\n", "list names of embedders"),
+    ],
+)
+def test_what_is_wrong_with_what_is_shown_is_named(tmp_path: Path, text: str, fragment: str) -> None:
+    path = tmp_path / "bad.yaml"
+    path.write_text(text)
+    with pytest.raises(InputError, match=fragment):
+        load_protocol(path)

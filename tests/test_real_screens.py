@@ -106,7 +106,6 @@ def test_scores_do_not_depend_on_workers_blocks_or_order_of_the_rows(tmp_path: P
         "post_processing": ["raw", "tvn"],
         "tasks": ["batch_mixing", "consistency", "knn", "reconstruction", "linear_probe"],
         "protocol": _quick(tmp_path),
-        "interval_draws": 50,
     }
     base = run(tmp_path / "base", screen=path, **common)
     two = run(tmp_path / "two", screen=path, workers=2, **common)

@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from txeval.data import Roles, Screen, open_screen, split
     from txeval.errors import InputError, NotComputable, TxevalError
     from txeval.protocol import Protocol, load_protocol
+    from txeval.report.notebook import Results, open_results
     from txeval.run import RunConfig, read_scores
 
 __all__ = [
     "InputError",
     "NotComputable",
     "Protocol",
+    "Results",
     "Roles",
     "RunConfig",
     "Screen",
@@ -28,6 +30,7 @@ __all__ = [
     "__version__",
     "load_protocol",
     "metrics",
+    "open_results",
     "open_screen",
     "postprocess",
     "read_scores",
@@ -44,6 +47,8 @@ _HOME = {
     "Screen": "txeval.data",
     "open_screen": "txeval.data",
     "split": "txeval.data",
+    "Results": "txeval.report.notebook",
+    "open_results": "txeval.report.notebook",
     "RunConfig": "txeval.run",
     "read_scores": "txeval.run",
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
@@ -15,7 +15,7 @@ import yaml
 
 from txeval.errors import InputError, unknown
 
-__all__ = ["Protocol", "list_protocols", "load_protocol", "parse_yaml"]
+__all__ = ["ABOUT", "CHOICES", "Protocol", "list_protocols", "load_protocol", "parse_yaml"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -43,7 +43,16 @@ _SECTIONS = {
     "seeds": int,
     "post_processing": dict,
     "tasks": dict,
+    "choice": str,
+    "headline": dict,
+    "baselines": list,
 }
+
+#: Sections that say what is run and shown, and determine no score.
+ABOUT: tuple[str, ...] = ("name", "description", "seeds", "choice", "headline", "baselines")
+
+#: How the post-processing of a model is chosen for the summary.
+CHOICES: tuple[str, ...] = ("best", "cross_fitted")
 
 
 @dataclass(frozen=True)
@@ -62,6 +71,13 @@ class Protocol:
         `choices` and the parameters of each choice.
     tasks
         Task name -> its parameters; absent ones keep the task's default.
+    choice
+        "best": the best post-processing on the numbers that are reported; "cross_fitted": chosen on one half of the
+        units, reported on the other, and the halves swapped.
+    headline
+        Task name -> metrics of the summary table; absent tasks show those that they mark themselves.
+    baselines
+        Embedders of floors and ceilings that are added to every run.
     """
 
     name: str
@@ -71,6 +87,9 @@ class Protocol:
     seeds: int = 5
     post_processing: Mapping[str, Any] = field(default_factory=dict)
     tasks: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    choice: str = "best"
+    headline: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    baselines: Sequence[str] = ("random",)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data that `load_protocol` would read back."""
@@ -82,6 +101,9 @@ class Protocol:
             "seeds": self.seeds,
             "post_processing": dict(self.post_processing),
             "tasks": {name: dict(params) for name, params in self.tasks.items()},
+            "choice": self.choice,
+            "headline": {name: list(metrics) for name, metrics in self.headline.items()},
+            "baselines": list(self.baselines),
         }
 
     @property
@@ -143,10 +165,18 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
         content = parse_yaml(text)
     except yaml.YAMLError as why:
         raise InputError(f"protocol file {where} is not YAML: {why}") from None
+    content = _null_as_text(content)
     if not isinstance(content, dict):
         raise InputError(f"protocol file {where} holds no sections", remedy=f"use sections {', '.join(_SECTIONS)}")
     content.setdefault("name", Path(where).stem)
     return content, where
+
+
+def _null_as_text(value: Any) -> Any:
+    """Parameters called `null`, which YAML reads as nothing, under their name."""
+    if not isinstance(value, dict):
+        return value
+    return {"null" if key is None else key: _null_as_text(item) for key, item in value.items()}
 
 
 def _merge(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
@@ -167,6 +197,17 @@ def _build(content: dict[str, Any]) -> Protocol:
         for key in getattr(protocol, section):
             if key not in names:
                 raise unknown("parameter", str(key), names, where=f"protocol {protocol.name}, section {section}")
+    if protocol.choice not in CHOICES:
+        raise unknown("choice of post-processing", protocol.choice, CHOICES, where=f"protocol {protocol.name}")
+    for task, metrics in protocol.headline.items():
+        if not isinstance(metrics, list) or not all(isinstance(name, str) for name in metrics):
+            raise InputError(
+                f"protocol {protocol.name}, section headline: {task} is {metrics!r}", remedy="list names of metrics"
+            )
+    if not all(isinstance(name, str) for name in protocol.baselines):
+        raise InputError(
+            f"protocol {protocol.name}: baselines is {list(protocol.baselines)!r}", remedy="list names of embedders"
+        )
     if protocol.seeds < 1:
         raise InputError(f"protocol {protocol.name}: seeds is {protocol.seeds}", remedy="use at least one seed")
     return protocol

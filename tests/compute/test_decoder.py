@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from txeval.compute.decoder import KINDS, Decoder, fit_decoder, hidden_widths
+from txeval.compute.decoder import KINDS, PENALTIES, Decoder, fit_decoder, hidden_widths
 from txeval.compute.schedule import learning_rate
 from txeval.errors import InputError, NotComputable
 
@@ -211,3 +211,55 @@ def test_training_that_diverges_is_no_score() -> None:
     X, Y = made(n=40)
     with pytest.raises(NotComputable, match="diverged"):
         fit_decoder(1e30 * X, lambda r: 1e30 * Y[r], np.arange(40), epochs=2, lr=1e30)
+
+
+def test_ridge_is_that_of_scikit_learn_and_chooses_by_the_held_out_error() -> None:
+    from sklearn.linear_model import Ridge
+
+    draw = np.random.default_rng(5)
+    X, W = draw.normal(size=(160, 30)) * np.logspace(0, -2, 30), draw.normal(size=(30, 7))
+    Y = (X @ W + 0.5 * draw.normal(size=(160, 7)) + 3).astype(np.float32)
+    X = (X + 5).astype(np.float32)
+    held = np.arange(160) % 4 == 0
+    decoder = fit_decoder(X, lambda r: Y[r], np.arange(160), kind="ridge", held_out=held)
+
+    def sklearn(rows: np.ndarray, penalty: float) -> Ridge:
+        variance = X[rows].astype(float).var(axis=0).mean()
+        return Ridge(alpha=penalty * variance * len(rows), tol=1e-10).fit(X[rows].astype(float), Y[rows])
+
+    inside = np.flatnonzero(~held)
+    for penalty, loss in decoder.validation.items():
+        expected = ((sklearn(inside, penalty).predict(X[held].astype(float)) - Y[held]) ** 2).mean()
+        assert loss == pytest.approx(expected, rel=1e-5)
+    assert decoder.penalty == min(decoder.validation, key=lambda key: decoder.validation[key])
+    whole = sklearn(np.arange(160), decoder.penalty or 0)
+    np.testing.assert_allclose(decoder.predict(X), whole.predict(X.astype(float)), atol=2e-4)
+
+
+def test_ridge_does_not_depend_on_rotation_scale_or_blocks() -> None:
+    draw = np.random.default_rng(6)
+    X = draw.normal(size=(120, 6)).astype(np.float32)
+    Y = (X @ draw.normal(size=(6, 5)) + draw.normal(size=(120, 5))).astype(np.float32)
+    turn = np.linalg.qr(draw.normal(size=(6, 6)))[0]
+    held = draw.random(120) < 0.3
+    moved = (1000 * X @ turn + 3).astype(np.float32)
+    one = fit_decoder(X, lambda r: Y[r], np.arange(120), kind="ridge", held_out=held)
+    two = fit_decoder(moved, lambda r: Y[r], np.arange(120), kind="ridge", held_out=held, read_ahead=70)
+    assert one.penalty == two.penalty
+    np.testing.assert_allclose(one.predict(X), two.predict(moved), atol=1e-3)
+
+
+def test_ridge_of_noise_predicts_the_mean_and_edges() -> None:
+    draw = np.random.default_rng(7)
+    X, Y = draw.normal(size=(80, 40)).astype(np.float32), draw.normal(size=(80, 5)).astype(np.float32)
+    held = np.arange(80) < 30
+    ridge = fit_decoder(X, lambda r: Y[r], np.arange(80), kind="ridge", held_out=held)
+    plain = fit_decoder(X, lambda r: Y[r], np.arange(80), kind="least_squares")
+    fresh = draw.normal(size=(200, 40)).astype(np.float32)
+    assert np.abs(ridge.predict(fresh) - Y.mean(axis=0)).mean() < 0.3 * np.abs(plain.predict(fresh)).mean()
+    constant = fit_decoder(np.ones_like(X), lambda r: Y[r], np.arange(80), kind="ridge", held_out=held)
+    np.testing.assert_allclose(constant.predict(np.ones_like(X)), np.tile(Y.mean(axis=0), (80, 1)), atol=1e-5)
+    unheld = fit_decoder(X, lambda r: Y[r], np.arange(80), kind="ridge")
+    assert unheld.penalty == PENALTIES[len(PENALTIES) // 2] and not unheld.validation
+    with pytest.raises(InputError, match="held out"):
+        fit_decoder(X, lambda r: Y[r], np.arange(80), kind="ridge", held_out=np.ones(80, bool))

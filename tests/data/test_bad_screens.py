@@ -161,7 +161,7 @@ BAD: dict[str, tuple[Callable[[Path], Case], list[str]]] = {
         ["not an AnnData file", "no obs", "weights"],
     ),
     "an empty HDF5 file": (lambda d: (hdf5(d), {}), ["not an AnnData file", "nothing"]),
-    "a 10x file": (lambda d: (hdf5(d, "matrix"), {}), ["10x Genomics", "read_10x_h5"]),
+    "a 10x file": (lambda d: (hdf5(d, "matrix"), {}), ["10x Genomics", "no barcodes", "filtered_feature_bc_matrix.h5"]),
     "a MuData file": (lambda d: (hdf5(d, "mod", "obs", "var"), {}), ["not an AnnData file", "MuData"]),
     "a Zarr store of something else": (zarr_without_obs, ["screen.zarr", "not an AnnData file"]),
     "a broken Zarr store": (broken_zarr, ["screen.zarr", "cannot read", "damaged"]),

@@ -13,8 +13,9 @@ import scipy.sparse as sp
 from hypothesis import given
 from hypothesis import strategies as st
 
+from txeval.data.gene_names import looks_like_ensembl, without_version
 from txeval.embed.checkpoints import load_table
-from txeval.embed.genes import looks_like_ensembl, match_genes, read_aliases, without_version
+from txeval.embed.genes import match_genes, read_aliases
 from txeval.errors import InputError
 
 

@@ -103,7 +103,7 @@ def test_fingerprint_follows_what_is_shuffled(screen):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("random@of=random", "cannot shuffle itself"),
+        ("random@of=random", "cannot be built on itself"),
         ("random@of=pcb", "did you mean 'pca'"),
         ("random@of=obsm:X_embb", "did you mean 'X_emb'"),
         ("random_uniform@dim=0", "dim is 0"),

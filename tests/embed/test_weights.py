@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from txeval.data import download as downloading
 from txeval.embed import list_embedders
 from txeval.embed.weights import (
     Archive,
@@ -119,6 +120,9 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setenv("TXEVAL_CACHE", str(tmp_path / "cache"))
     # Proxies of the machine must not stand between the test and its server.
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # One attempt stands for a process that ends after it.
+    monkeypatch.setattr(downloading, "ATTEMPTS", 0)
+    monkeypatch.setattr(downloading, "PAUSE_SECONDS", 0.0)
 
 
 def entry(site: Site, *names: str, **more) -> Weights:

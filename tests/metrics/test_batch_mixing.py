@@ -223,3 +223,53 @@ def test_too_few_samples():
         ilisi(np.zeros((3, 2)), ["a", "b", "a"], include_self=False)
     with pytest.raises(InputError, match="variance is 2"):
         ilisi_scores(np.zeros((30, 2)), ["a", "b"] * 15, variance=2)
+
+
+def test_without_the_sample_itself_it_is_that_of_scib_metrics():
+    from scib_metrics import lisi_knn
+    from scib_metrics.nearest_neighbors import NeighborsResults
+    from sklearn.neighbors import NearestNeighbors
+
+    draw = np.random.default_rng(11)
+    X = draw.normal(size=(260, 5)).astype(np.float32)
+    batch = draw.integers(4, size=260)
+    # scib-metrics leaves out the first column, the sample itself: 61 neighbours with it are 60 without.
+    distances, indices = NearestNeighbors(n_neighbors=61).fit(X).kneighbors(X)
+    theirs = lisi_knn(NeighborsResults(indices=indices, distances=distances), batch, perplexity=20)
+    np.testing.assert_allclose(ilisi(X, batch, perplexity=20, include_self=False), theirs, rtol=1e-4)
+
+
+def test_perfect_mixing_scores_its_own_expectation_whatever_the_sizes():
+    draw = np.random.default_rng(12)
+    X = draw.normal(size=(900, 4)).astype(np.float32)
+    batch = np.repeat([0, 1, 2, 3], [30, 70, 200, 600])
+    draw.shuffle(batch)
+    found = ilisi_scores(X, batch, perplexity=20, include_self=False, mixing_draws=20)
+    assert found.scores.mean() / found.expected.mean() == pytest.approx(1, abs=0.02)
+    # The expectation lies below that of an infinite sample, 1 / sum of squared shares.
+    assert found.expected.mean() < 1 / ((np.bincount(batch) / 900) ** 2).sum()
+    apart = ilisi_scores(X + 50 * batch[:, None], batch, perplexity=20, include_self=False, mixing_draws=20)
+    assert apart.scores.mean() < 0.6 * apart.expected.mean()
+    np.testing.assert_allclose(apart.expected.mean(), found.expected.mean(), rtol=0.02)
+
+
+def test_a_collapsed_embedding_mixes_perfectly():
+    draw = np.random.default_rng(13)
+    batch = draw.integers(5, size=600)
+    blob = 0.5 + 1e-6 * draw.normal(size=(600, 3))
+    found = ilisi_scores(blob, batch, perplexity=20, include_self=False, mixing_draws=20)
+    assert found.scores.mean() / found.expected.mean() == pytest.approx(1, abs=0.05)
+    # All samples of a constant one have the same neighbours: a single draw of 60.
+    constant = ilisi_scores(np.full((600, 3), 0.5), batch, perplexity=20, include_self=False, mixing_draws=20)
+    assert constant.scores.mean() / constant.expected.mean() == pytest.approx(1, abs=0.25)
+
+
+def test_the_expectation_does_not_depend_on_the_order_of_the_samples():
+    draw = np.random.default_rng(14)
+    X, batch, order = draw.normal(size=(200, 3)), draw.integers(3, size=200), draw.permutation(200)
+    one = ilisi_scores(X, batch, perplexity=10, mixing_draws=3)
+    two = ilisi_scores(X[order], batch[order], perplexity=10, mixing_draws=3)
+    np.testing.assert_allclose(one.expected[order], two.expected, rtol=1e-9)
+    plain = ilisi_scores(X, batch, perplexity=10)
+    np.testing.assert_array_equal(plain.scores, one.scores)
+    assert len(plain.expected) == 0

@@ -13,7 +13,7 @@ from scipy.stats import rankdata
 from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from txeval.compute.intervals import bootstrap_interval
+from txeval.compute.intervals import interval
 from txeval.errors import InputError, NotComputable
 from txeval.metrics import relationship_recall
 from txeval.metrics.relationships import RelationMap
@@ -200,10 +200,13 @@ def test_units_give_the_recall_back() -> None:
     links = relation_map.links(relations)
     units = relation_map.units(links, 0.2)
     recall = relation_map.recall(links, 0.2)
-    assert units.replicates(np.ones((1, units.n_units)))[0] == pytest.approx(recall)
-    low, high, note = bootstrap_interval(units, draws=200)
-    assert note == ""
-    assert low < recall < high
+    assert units.value == pytest.approx(recall)
+    found = interval(units, low=0, high=1)
+    assert found.note == ""
+    assert found.unit == "gene"
+    assert found.low < recall < found.high
+    for units, value in zip(relation_map.ranking_units(links), relation_map.ranking(links), strict=True):
+        assert units.value == pytest.approx(value, rel=1e-12)
 
 
 def test_a_collapsed_map_predicts_nothing() -> None:

@@ -18,7 +18,7 @@ from txeval.report import (
     to_latex,
     to_markdown,
 )
-from txeval.report.layout import Grid
+from txeval.report.layout import Cell, Column, Grid, Row
 
 NASTY = "a|b_c*[red]d[/red]&%$#{}~^\\<i>\x1b[31m"
 
@@ -63,9 +63,9 @@ def test_the_summary_says_how_it_was_made() -> None:
 
 def test_models_that_do_not_beat_the_random_baseline_are_told() -> None:
     [grid] = summary_grids(scores(row(0.5, model="random"), row(0.4), row(0.5, model="scVI")))
-    assert any("not" not in note and "No model is better than the random baseline" in note for note in grid.notes)
+    assert any("No model is better than the floors" in note for note in grid.notes)
     [grid] = summary_grids(scores(row(0.5, model="random"), row(0.6)))
-    assert not any("random baseline on" in note for note in grid.notes)
+    assert not any("than the floors" in note for note in grid.notes)
 
 
 def test_different_numbers_of_seeds_are_told() -> None:
@@ -148,3 +148,42 @@ def test_csv_keeps_full_precision() -> None:
     back = pd.read_csv(io.StringIO(to_csv(table)), float_precision="round_trip")
     assert list(back["value"]) == list(table["value"])
     assert list(back.columns) == list(table.columns)
+
+
+def ranked_grid() -> Grid:
+    """A grid with floors, intervals and ranks, wider than a terminal."""
+    floors = [
+        Column(name, "reference") for name in ("chance", "random", "shuffled", "control_mean", "replicate ceiling")
+    ]
+    models = [Column(f"model {i}", "models") for i in range(3)]
+    cells = [
+        *(Cell("0.100") for _ in floors),
+        Cell("0.500", letter="r|t", best=True, tied=True, rank="#1-2", below="[0.400, 0.600]"),
+        Cell("0.450", letter="r", tied=True, rank="#1-2", below="[0.350, 0.550]"),
+        Cell("0.200", letter="r", rank="#3", below="[0.100, 0.300]"),
+    ]
+    rows = (Row(("4 kNN", "top 1"), tuple(cells), "4"),)
+    return Grid(title="t", index=("level", "metric"), columns=(*floors, *models), rows=rows)
+
+
+def test_ties_ranks_and_intervals_stand_in_every_format() -> None:
+    grid = ranked_grid()
+    text = printed([grid], width=200)
+    assert "*0.500 r|t #1-2" in text
+    assert "[0.400, 0.600]" in text
+    marked = to_markdown([grid])
+    assert r"\* **0.500** r\|t \#1-2<br>\[0.400, 0.600\]" in marked
+    assert marked.count(r"\* ") == 2
+    latex = to_latex([grid])
+    assert r"\shortstack[r]{\textbf{0.500}\textsuperscript{*r\textbar{}t}\\\scriptsize \#1-2 [0.400, 0.600]}" in latex
+
+
+@pytest.mark.parametrize("width", [60, 80, 110])
+def test_no_score_is_broken_and_floors_stand_apart_where_they_would_crowd_out_the_models(width: int) -> None:
+    text = printed([ranked_grid()], width=width)
+    for score in ("*0.500 r|t #1-2", "*0.450 r #1-2", "0.200 r #3", "[0.400, 0.600]", "[0.100, 0.300]"):
+        assert score in text
+    assert max(map(len, text.splitlines())) <= width
+    # Chance is beside every part; the other floors are printed once.
+    assert text.count("shuffled") == 1
+    assert text.count("chance") > 1

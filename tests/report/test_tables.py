@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from score_rows import row, scores, screen_scores
 
 from txeval.errors import InputError
-from txeval.report.tables import aggregate, catalogue, full, holes, summary
+from txeval.report import summary
+from txeval.report.tables import aggregate, catalogue, full, holes
 
 POSTS = ("raw", "centering", "center_scaling", "tvn")
 
@@ -137,7 +138,7 @@ def test_a_baseline_comes_first_and_is_never_best_whatever_its_label() -> None:
     table = summary(scores(row(0.9, model="Zero", source="random"), row(0.2), row(0.3, model="alpha", source="a.npy")))
     assert list(table["model"]) == ["Zero", "alpha", "pca"]
     assert list(table["best"]) == [False, True, False]
-    assert list(table["is_baseline"]) == [True, False, False]
+    assert list(table["role"]) == ["floor", "", ""]
 
 
 def test_the_summary_holds_the_headline_metrics_in_the_order_of_the_levels() -> None:

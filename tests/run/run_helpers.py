@@ -61,7 +61,6 @@ def config(screen: Path, out: Path | None = None, **changes: Any) -> RunConfig:
         "seeds": 2,
         "min_counts": 0,
         "out": out,
-        "interval_draws": 50,
     }
     return build_config({**values, **changes})
 

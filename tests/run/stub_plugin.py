@@ -16,7 +16,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import row_blocks, take_rows
-from txeval.compute.intervals import RatioUnits
+from txeval.compute.intervals import Units
 from txeval.embed.base import EmbedderInfo, Embedding
 from txeval.errors import InputError, NotComputable
 from txeval.tasks import Metric, Score, Task
@@ -57,7 +57,7 @@ def size(prepared):
         n_samples=np.int64(len(norms)),
         left_out={"train samples": np.int64(3)},
         notes=("a note", "another"),
-        units=RatioUnits("batch", sums, counts.astype(float)),
+        units=Units.single("batch", np.arange(len(sums)).astype(str), sums, counts),
     )
 
 

@@ -35,7 +35,6 @@ def settings(data_dir: Path, tmp_path: Path) -> dict[str, object]:
         "seeds": 1,
         "min_counts": 0,
         "relations": data_dir / "relationships",
-        "interval_draws": 50,
     }
 
 

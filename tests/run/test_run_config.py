@@ -102,7 +102,6 @@ BAD: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "seeds that are no whole number": ({"seeds": 1.5}, ("seeds is 1.5", "whole number")),
     "seeds that are a flag": ({"seeds": True}, ("seeds is True", "whole number")),
     "workers": ({"workers": 0}, ("workers is 0", "1 or more")),
-    "draws": ({"interval_draws": 3}, ("interval_draws is 3", "20 or more")),
     "min_counts": ({"min_counts": -1}, ("min_counts is -1", "0 or more")),
     "min_counts of another kind": ({"min_counts": "few"}, ("min_counts is 'few'", "a number")),
     "unknown task": ({"tasks": ["knnn"]}, ("'knnn'", "'knn'")),
@@ -204,7 +203,6 @@ def test_what_changes_numbers_changes_keys(screen_file: Path, tmp_path: Path) ->
     assert keys(protocol="description: words") == standard
     assert keys(protocol="seeds: 3") == standard  # the number of seeds is set by the configuration
     assert not keys(protocol="split: {seed: 1}") & standard
-    assert not keys(interval_draws=60) & standard
     assert not keys(screen=write_screen(tmp_path / "other.h5ad", seed=1)) & standard
     sizes = keys(protocol="tasks: {stub_size: {power: 2}}")
     assert len(sizes & standard) == 8  # stub_noise is as it was

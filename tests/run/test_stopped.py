@@ -114,7 +114,7 @@ def test_a_lock_without_the_help_of_the_system(tmp_path: Path, monkeypatch: pyte
         pass
 
 
-@pytest.mark.parametrize(("limit", "big", "where"), [(30_000, "1", "cells/"), (16_000, "", "scores.parquet")])
+@pytest.mark.parametrize(("limit", "big", "where"), [(30_000, "1", "cells/"), (16_000, "", "units.parquet")])
 def test_a_disk_that_is_full(
     screen_file: Path,
     undisturbed: Path,

@@ -289,8 +289,10 @@ def test_merge_of_what_does_not_go_together(screen_file: Path, out: Path, tmp_pa
     protocol.write_text("extends: reference\nname: paper\n")
     run(screen_file, tmp_path / "protocol", **SETTINGS, protocol=protocol)
     refused(tmp_path / "protocol", "protocol 'paper' differs")
-    run(screen_file, tmp_path / "draws", **{**SETTINGS, "interval_draws": 60})
-    refused(tmp_path / "draws", "computed with other settings")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("txeval.run.plan.UNITS_VERSION", 0)
+        run(screen_file, tmp_path / "older", **SETTINGS)
+    refused(tmp_path / "older", "computed with other settings")
     refused(tmp_path / "nowhere", "does not exist")
     refused(out, "named twice")
     with pytest.raises(InputError, match="two folders"):

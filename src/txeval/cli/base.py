@@ -87,12 +87,22 @@ class Parser(argparse.ArgumentParser):
             raise unknown("flag", name, [option for option in known if option.startswith("--")], where=parser.prog)
         raise InputError(f"{parser.prog}: unexpected {rest[0]!r}", remedy=f"see {parser.prog} --help")
 
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if isinstance(action, argparse._SubParsersAction) and value not in action.choices:
+            raise unknown(action.dest, str(value), action.choices, where=self.prog)
+        super()._check_value(action, value)
+
     def _parser_of(self, namespace: argparse.Namespace) -> argparse.ArgumentParser:
-        for action in self._actions:
-            if isinstance(action, argparse._SubParsersAction) and namespace.command:
-                found: argparse.ArgumentParser = action.choices[namespace.command]
-                return found
-        return self
+        """The parser of the command, or of its action, that the arguments name."""
+        parser: argparse.ArgumentParser = self
+        while True:
+            for action in parser._actions:
+                named = getattr(namespace, action.dest, None)
+                if isinstance(action, argparse._SubParsersAction) and named in action.choices:
+                    parser = action.choices[named]
+                    break
+            else:
+                return parser
 
     def error(self, message: str) -> NoReturn:
         """Raise what argparse would print and exit for."""

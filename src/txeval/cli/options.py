@@ -28,6 +28,12 @@ def add_screen_options(parser: Parser) -> None:
         "--control", metavar="LABEL", nargs="+", action="extend", help="perturbation label(s) of unperturbed samples"
     )
     screen.add_argument("--control-column", metavar="COLUMN", help="instead of --control: a column of true and false")
+    screen.add_argument(
+        "--exclude", metavar="LABEL", nargs="+", action="extend", help="perturbation label(s) to leave out"
+    )
+    screen.add_argument(
+        "--separator", metavar="TEXT", help="what joins the genes of a combination, whose order then does not count"
+    )
     screen.add_argument("--batch", metavar="COLUMN", help="batch, plate, lane or replicate")
     screen.add_argument(
         "--target-gene", metavar="COLUMN", help="gene that is perturbed, where labels are no gene symbols"
@@ -35,6 +41,9 @@ def add_screen_options(parser: Parser) -> None:
     screen.add_argument("--cell-line", metavar="COLUMN", help="cell line, where there are several")
     screen.add_argument(
         "--gene-symbol", metavar="COLUMN", help="column of var with the gene names (default: its index)"
+    )
+    screen.add_argument(
+        "--labels", metavar="FILE", help="table (.csv, .tsv) of further columns of obs; names of samples come first"
     )
     screen.add_argument("--layer", metavar="NAME", help="layer with the expression values (default: X)")
     screen.add_argument(
@@ -49,7 +58,10 @@ def add_screen_options(parser: Parser) -> None:
 def add_run_options(parser: Parser) -> None:
     """Add what describes a run: the screen, its columns, the embeddings, the protocol."""
     parser.add_argument(
-        "screen", metavar="SCREEN", help="perturbation screen (.h5ad or .zarr), or a YAML file that describes the run"
+        "screen",
+        metavar="SCREEN",
+        help="perturbation screen (.h5ad, .zarr, 10x .h5, GCT, GCTX, loom, mtx folder), or a YAML file "
+        "that describes the run",
     )
     add_screen_options(parser)
     what = parser.add_argument_group("what to evaluate")
@@ -67,7 +79,15 @@ def add_run_options(parser: Parser) -> None:
         help="allow embeddings without sample names, matched by order",
     )
     what.add_argument(
-        "--no-baseline", action="store_true", default=None, help="do not add the random baseline by itself"
+        "--baselines",
+        metavar="NAME",
+        nargs="+",
+        action="extend",
+        help="floors and ceilings to add: random, shuffled, control_mean, ceiling (default: what the protocol says; "
+        "paper: random)",
+    )
+    what.add_argument(
+        "--no-baseline", action="store_true", default=None, help="add no floor or ceiling, the random baseline included"
     )
     what.add_argument(
         "--protocol",
@@ -131,6 +151,8 @@ def roles_from(args: argparse.Namespace) -> Roles:
         perturbation=args.perturbation,
         control=tuple(args.control or ()),
         control_column=args.control_column,
+        exclude=tuple(args.exclude or ()),
+        separator=args.separator,
         batch=args.batch,
         target_gene=args.target_gene,
         cell_line=args.cell_line,
@@ -174,11 +196,14 @@ def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
             "perturbation": args.perturbation,
             "control": tuple(args.control) if args.control else None,
             "control_column": args.control_column,
+            "exclude": tuple(args.exclude) if args.exclude else None,
+            "separator": args.separator,
             "batch": args.batch,
             "target_gene": args.target_gene,
             "cell_line": args.cell_line,
             "gene_symbol": args.gene_symbol,
         },
+        "labels": args.labels,
         "layer": args.layer,
         "scale": args.scale,
         "name": args.name,
@@ -193,6 +218,7 @@ def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
         "workers": args.workers,
         "overwrite": args.overwrite,
         "baseline": False if args.no_baseline else None,
+        "baselines": args.baselines,
         "positional": args.positional,
     }
     if for_run and not is_yaml and args.out is None:

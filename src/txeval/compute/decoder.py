@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Literal
@@ -12,17 +12,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from txeval.compute.arrays import F32, F64, Ints, Rows, row_blocks, take_rows
+from txeval.compute.arrays import F32, F64, Bools, Ints, Rows, row_blocks, take_rows
 from txeval.compute.groups import checked_matrix, read_rows
 from txeval.compute.random import stream, stream_seed
 from txeval.compute.schedule import learning_rates
 from txeval.errors import InputError, NotComputable, unknown
 
-__all__ = ["KINDS", "Decoder", "DecoderKind", "Targets", "fit_decoder", "hidden_widths"]
+__all__ = ["KINDS", "PENALTIES", "Decoder", "DecoderKind", "Targets", "fit_decoder", "hidden_widths"]
 
-DecoderKind = Literal["linear", "mlp", "least_squares"]
+DecoderKind = Literal["linear", "mlp", "least_squares", "ridge"]
 
-KINDS: tuple[DecoderKind, ...] = ("linear", "mlp", "least_squares")
+KINDS: tuple[DecoderKind, ...] = ("linear", "mlp", "least_squares", "ridge")
+
+#: Penalties of "ridge" to choose from, as shares of the mean variance of the embedding's columns.
+PENALTIES = (10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5, 1e-6)
 
 #: Row numbers -> (m, g) float32 expression of these samples.
 Targets = Callable[[Ints], Any]
@@ -48,7 +51,10 @@ class Decoder:
     losses
         Mean squared error on the training rows, per epoch.
     rank, centre
-        "least_squares": directions of the embedding that were used; (d,) what is subtracted from it first.
+        "least_squares": directions of the embedding that were used; with "ridge" also (d,) what is subtracted from it
+        first.
+    penalty, validation
+        "ridge": the penalty chosen, and the mean squared error on the held-out rows for each one tried.
     """
 
     kind: DecoderKind
@@ -58,6 +64,8 @@ class Decoder:
     losses: F64 = field(default_factory=lambda: np.empty(0))
     rank: int | None = None
     centre: F32 | None = None
+    penalty: float | None = None
+    validation: Mapping[float, float] = field(default_factory=dict)
     device: str = "cpu"
 
     @property
@@ -136,10 +144,12 @@ def fit_decoder(
     warmup_epochs: int = 10,
     warmup_lr: float = 3e-5,
     seed: int = 0,
+    held_out: Bools | None = None,
+    penalties: Sequence[float] = PENALTIES,
     device: str = "cpu",
     read_ahead: int = READ_AHEAD,
 ) -> Decoder:
-    """Fit a decoder of expression with squared error.
+    r"""Fit a decoder of expression with squared error.
 
     Parameters
     ----------
@@ -152,13 +162,17 @@ def fit_decoder(
     kind
         "linear": two stacked linear layers; "mlp": three hidden ReLU layers; both AdamW. "least_squares": the optimum
         that two stacked linear layers of hidden width >= d aim at, in one pass (with intercept; the solution of least
-        norm in standardised coordinates where directions are redundant).
+        norm in standardised coordinates where directions are redundant). "ridge": the same with a penalty on the
+        weights, chosen by the error on held-out rows; rotation and scale of the embedding have no effect.
     hidden
         See `hidden_widths`.
     epochs, batch_size, lr, weight_decay, warmup_epochs, warmup_lr
         Of the training; see `learning_rates`. The last minibatch of an epoch may be smaller.
     seed
         Of the initial weights and of the order of the samples.
+    held_out, penalties
+        "ridge": (len(rows),) which training rows the penalty is chosen on (all count in the end), and the penalties
+        lambda of :math:`\|Y - XW\|^2 / n + \lambda \bar v \|W\|^2`, with v the mean variance of the columns of X.
     device
         Of torch.
     read_ahead
@@ -184,6 +198,14 @@ def fit_decoder(
         )
     if kind == "least_squares":
         return _least_squares(matrix, targets, rows, read_ahead)
+    if kind == "ridge":
+        held = np.zeros(len(rows), dtype=bool) if held_out is None else np.asarray(held_out, dtype=bool)
+        if held.shape != rows.shape or held.all() or not penalties or min(penalties) <= 0:
+            raise InputError(
+                f"{int(held.sum())} of {len(rows)} training samples held out, penalties {tuple(penalties)}",
+                remedy="hold some but not all out, and give penalties above 0",
+            )
+        return _ridge(matrix, targets, rows, held, sorted(penalties, reverse=True), read_ahead)
     return _train(
         matrix,
         targets,
@@ -324,3 +346,85 @@ def _least_squares(X: Rows, targets: Targets, rows: Ints, read_ahead: int) -> De
         rank=int(keep.sum()),
         centre=centre,
     )
+
+
+class _Sums:
+    """Moments of embedding and expression about fixed shifts."""
+
+    def __init__(self, shift_x: F64, shift_y: F64) -> None:
+        d, g = len(shift_x), len(shift_y)
+        self.shift_x, self.shift_y = shift_x, shift_y
+        self.n, self.x, self.y = 0, np.zeros(d), np.zeros(g)
+        self.xx, self.xy, self.yy = np.zeros((d, d)), np.zeros((d, g)), 0.0
+
+    def add(self, x: F64, y: F64) -> None:
+        x, y = x - self.shift_x, y - self.shift_y
+        self.n += len(x)
+        self.x += x.sum(axis=0)
+        self.y += y.sum(axis=0)
+        self.xx += x.T @ x
+        self.xy += x.T @ y
+        self.yy += float(np.einsum("ij,ij->", y, y))
+
+    def join(self, other: _Sums) -> None:
+        self.n += other.n
+        self.x += other.x
+        self.y += other.y
+        self.xx += other.xx
+        self.xy += other.xy
+        self.yy += other.yy
+
+    def about(self, x: F64, y: F64) -> tuple[F64, F64, float]:
+        """Sums of products about points given relative to the shifts."""
+        xx = self.xx - np.outer(self.x, x) - np.outer(x, self.x) + self.n * np.outer(x, x)
+        xy = self.xy - np.outer(self.x, y) - np.outer(x, self.y) + self.n * np.outer(x, y)
+        return xx, xy, self.yy - 2 * float(self.y @ y) + self.n * float(y @ y)
+
+
+def _ridge(X: Rows, targets: Targets, rows: Ints, held: Bools, penalties: list[float], read_ahead: int) -> Decoder:
+    d = X.shape[1]
+    shift_x = take_rows(X, rows[:1000]).mean(axis=0, dtype=np.float64)
+    first = _expression(targets, rows[: max(1, min(len(rows), read_ahead // 10_000, 1000))])
+    fitted, outside = (_Sums(shift_x, first.mean(axis=0, dtype=np.float64)) for _ in range(2))
+    g = first.shape[1]
+    for sums, part in ((fitted, rows[~held]), (outside, rows[held])):
+        for block in row_blocks(len(part), d + g, max(d + g, read_ahead // 4)):
+            sums.add(read_rows(X, part[block]).astype(np.float64), _expression(targets, part[block]).astype(np.float64))
+    losses: dict[float, float] = {}
+    chosen = penalties[len(penalties) // 2]
+    if outside.n:
+        values, vectors, cross = _eigen(fitted)
+        xx, xy, yy = outside.about(fitted.x / fitted.n, fitted.y / fitted.n)
+        turned, both = vectors.T @ xx @ vectors, np.einsum("ij,ij->i", cross, vectors.T @ xy)
+        gram = turned * (cross @ cross.T)
+        for penalty in penalties:
+            shrunk = 1 / (values + penalty * max(float(values.mean()), 1e-30))
+            error = yy - 2 * float(shrunk @ both) + float(shrunk @ gram @ shrunk)
+            losses[penalty] = error / (outside.n * g)
+        # The strongest of equals: the list goes from strong to weak.
+        chosen = min(losses, key=lambda penalty: losses[penalty])
+    fitted.join(outside)
+    values, vectors, cross = _eigen(fitted)
+    shrunk = 1 / (values + chosen * max(float(values.mean()), 1e-30))
+    weight = vectors @ (shrunk[:, None] * cross)
+    centre = (shift_x + fitted.x / fitted.n).astype(np.float32)
+    bias = fitted.shift_y + fitted.y / fitted.n + (centre - shift_x - fitted.x / fitted.n) @ weight
+    xx, xy, yy = fitted.about(fitted.x / fitted.n, fitted.y / fitted.n)
+    residual = max(0.0, yy - float(np.einsum("ij,ij->", weight, 2 * xy - xx @ weight)))
+    return Decoder(
+        kind="ridge",
+        weights=(weight.astype(np.float32),),
+        biases=(bias.astype(np.float32),),
+        widths=(d, g),
+        losses=np.asarray([residual / (fitted.n * g)]),
+        centre=centre,
+        penalty=chosen,
+        validation=losses,
+    )
+
+
+def _eigen(sums: _Sums) -> tuple[F64, F64, F64]:
+    """Variances along the principal axes of the embedding, these axes, and their covariances with the expression."""
+    xx, xy, _ = sums.about(sums.x / sums.n, sums.y / sums.n)
+    values, vectors = np.linalg.eigh(xx / sums.n)
+    return np.maximum(values, 0.0), vectors, vectors.T @ xy / sums.n

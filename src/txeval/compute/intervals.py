@@ -1,126 +1,772 @@
-"""Intervals by resampling the units of a question, from stored contributions."""
+"""Intervals and differences of scores from what each unit of resampling contributed to them."""
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
+import pandas as pd
+from scipy import optimize, special, stats
 
-from txeval.compute.arrays import F64, Ints
-from txeval.compute.random import stream
+from txeval.compute.arrays import F64, Bools, Ints, Strings
+from txeval.errors import NotComputable
 
-__all__ = ["MIN_UNITS", "PairUnits", "RatioUnits", "Units", "bootstrap_interval"]
+__all__ = [
+    "CONTROLS",
+    "MAX_CELLS",
+    "MIN_UNITS",
+    "UNITS_VERSION",
+    "Interval",
+    "Spread",
+    "Units",
+    "adjusted_share_interval",
+    "combine",
+    "difference",
+    "interval",
+    "p_value",
+    "seed_interval",
+    "spread",
+    "units_from_frame",
+    "units_to_frame",
+]
 
-#: Below this number of units a bootstrap interval says more about luck than about the score.
+#: Where no factor has so many levels there is no interval: it would say more about luck than about the score.
 MIN_UNITS = 5
 
+#: A second factor with fewer levels than this is taken as given.
+MIN_LEVELS = 2
 
-class Units(Protocol):
-    """What each resampling unit contributed to a score."""
+#: From so many levels on their scatter tells how many of them a variance rests on.
+MANY_LEVELS = 8
 
-    @property
-    def unit(self) -> str:
-        """What is resampled: batch, perturbation, gene, ..."""
-        ...
+#: Start of the names of levels that are no draw from a population but the design of a screen: the controls of a batch.
+#: What tells them apart from the other levels is not spread.
+CONTROLS = "controls of batch "
 
-    @property
-    def n_units(self) -> int:
-        """Number of units."""
-        ...
+#: Crossed contributions are kept in at most about so many cells; see `Units.crossed`.
+MAX_CELLS = 50_000
 
-    def replicates(self, weights: F64) -> F64:
-        """Scores (r,) for r rows of unit weights (r, n_units)."""
-        ...
+#: Changes when stored contributions are to be computed again.
+UNITS_VERSION = 1
+
+_COLUMNS = (
+    "metric",
+    "subset",
+    "factor_a",
+    "factor_b",
+    "label_a",
+    "label_b",
+    "numerator",
+    "denominator",
+    "offset",
+    "scale",
+)
 
 
-@dataclass(frozen=True)
-class RatioUnits:
-    """A score that is `offset + scale * sum(numerator) / sum(denominator)` over units.
+@dataclass(frozen=True, eq=False)
+class Units:
+    """What each unit of resampling contributed to a score.
 
-    Parameters
+    `score = offset + scale * sum(numerator) / sum(denominator)`. Each of the m contributions belongs to one level
+    of each factor. Two factors of the same name hold pairs of units of one pool.
+
+    Attributes
     ----------
-    unit
-        What is resampled.
+    factors
+        One or two names: ("perturbation",), ("batch", "perturbation"), ("gene", "gene").
+    labels
+        Per factor its levels, distinct; what makes the units of two embeddings match.
+    codes
+        Per factor (m,) int64 codes into its labels.
     numerator, denominator
-        (n_units,) float64 contributions.
+        (m,) float64.
     """
 
-    unit: str
+    factors: tuple[str, ...]
+    labels: tuple[Strings, ...]
+    codes: tuple[Ints, ...]
     numerator: F64
     denominator: F64
     offset: float = 0.0
     scale: float = 1.0
 
-    @property
-    def n_units(self) -> int:
-        """Number of units."""
-        return len(self.numerator)
+    def __post_init__(self) -> None:
+        m = len(self.numerator)
+        if not len(self.factors) == len(self.labels) == len(self.codes) or len(self.factors) not in (1, 2):
+            raise ValueError("units have one or two factors, each with labels and codes")
+        for name, labels, codes in zip(self.factors, self.labels, self.codes, strict=True):
+            if len(codes) != m or len(self.denominator) != m:
+                raise ValueError(f"{len(codes)} codes of {name} for {m} contributions")
+            if m and not (codes.min() >= 0 and codes.max() < len(labels)):
+                raise ValueError(f"codes of {name} go from {codes.min()} to {codes.max()} for {len(labels)} labels")
 
-    def replicates(self, weights: F64) -> F64:
-        """Scores (r,) for unit weights (r, n_units)."""
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.asarray(self.offset + self.scale * (weights @ self.numerator) / (weights @ self.denominator))
+    # Constructors
+
+    @classmethod
+    def single(
+        cls,
+        factor: str,
+        labels: npt.ArrayLike,
+        numerator: npt.ArrayLike,
+        denominator: npt.ArrayLike | None = None,
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+    ) -> Units:
+        """One contribution per level of one factor; without `denominator` the score is their mean."""
+        values = np.asarray(numerator, dtype=np.float64)
+        below = np.ones(len(values)) if denominator is None else np.asarray(denominator, dtype=np.float64)
+        names = np.asarray(labels).astype(str)
+        return cls((factor,), (names,), (np.arange(len(values)),), values, below, offset, scale)
+
+    @classmethod
+    def crossed(
+        cls,
+        factors: tuple[str, str],
+        labels: tuple[npt.ArrayLike, npt.ArrayLike],
+        codes: tuple[Ints, Ints],
+        numerator: npt.ArrayLike,
+        denominator: npt.ArrayLike | None = None,
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+        max_cells: int = MAX_CELLS,
+    ) -> Units:
+        """Contributions of samples, summed into the cells of two crossed factors.
+
+        Where there are more than `max_cells` cells, the levels of the factor that has more of them are put together
+        in groups at random (by a digest of their names, so that the groups of all embeddings are the same): the
+        variance that is estimated from groups of independent units has the same expectation.
+
+        Parameters
+        ----------
+        codes
+            Per factor (n,) codes of the samples into its labels.
+        numerator, denominator
+            (n,) per sample; without `denominator` 1 each.
+        """
+        values = np.asarray(numerator, dtype=np.float64)
+        below = np.ones(len(values)) if denominator is None else np.asarray(denominator, dtype=np.float64)
+        names = [np.asarray(side).astype(str) for side in labels]
+        used = [np.unique(side, return_inverse=True) for side in codes]
+        present = [name[levels] for name, (levels, _) in zip(names, used, strict=True)]
+        place = [np.asarray(inverse, dtype=np.int64).reshape(-1) for _, inverse in used]
+        cells = np.unique(place[0] * max(1, len(present[1])) + place[1])
+        if len(cells) > max_cells:
+            side = int(len(present[1]) >= len(present[0]))
+            groups = max(MIN_UNITS, max_cells // len(present[1 - side]))
+            if groups < len(present[side]):
+                merged, group = _grouped(present[side], groups, factors[side])
+                present[side], place[side] = merged, group[place[side]]
+        made = cls(factors, (present[0], present[1]), (place[0], place[1]), values, below, offset, scale)
+        return made._summed()
+
+    @classmethod
+    def pairs(
+        cls,
+        factor: str,
+        labels: npt.ArrayLike,
+        first: Ints,
+        second: Ints,
+        numerator: npt.ArrayLike,
+        denominator: npt.ArrayLike | None = None,
+        *,
+        offset: float = 0.0,
+        scale: float = 1.0,
+    ) -> Units:
+        """Contributions of pairs of units of one pool; levels without a pair are left out."""
+        values = np.asarray(numerator, dtype=np.float64)
+        below = np.ones(len(values)) if denominator is None else np.asarray(denominator, dtype=np.float64)
+        levels, codes = np.unique(np.concatenate([first, second]), return_inverse=True)
+        names = np.asarray(labels).astype(str)[levels]
+        half, codes = len(values), np.asarray(codes, dtype=np.int64).reshape(-1)
+        return cls((factor, factor), (names, names), (codes[:half], codes[half:]), values, below, offset, scale)
+
+    # Properties
+
+    @property
+    def dyadic(self) -> bool:
+        """Whether contributions are of pairs of units of one pool."""
+        return len(self.factors) == 2 and self.factors[0] == self.factors[1]
+
+    @property
+    def pools(self) -> tuple[str, ...]:
+        """Names of the pools of units: the factors, that of pairs once."""
+        return self.factors[:1] if self.dyadic else self.factors
+
+    @property
+    def value(self) -> float:
+        """The score."""
+        return self.offset + self.scale * self._ratio
+
+    @property
+    def _ratio(self) -> float:
+        total = float(self.denominator.sum())
+        return float(self.numerator.sum()) / total if total != 0 else float("nan")
+
+    @property
+    def influence(self) -> F64:
+        """(m,) linearised contributions to the score about its value; they sum to 0."""
+        return np.asarray(self.scale * (self.numerator - self._ratio * self.denominator) / self.denominator.sum())
+
+    @property
+    def share(self) -> F64:
+        """(m,) share of each contribution in the denominator; they sum to 1."""
+        return np.asarray(self.denominator / self.denominator.sum())
+
+    def n_levels(self, factor: str) -> int:
+        """Number of levels of a factor that contribute."""
+        parts = [codes for name, codes in zip(self.factors, self.codes, strict=True) if name == factor]
+        return len(np.unique(np.concatenate(parts)))
+
+    # Views
+
+    def weighted(self, weights: Mapping[str, F64]) -> float:
+        """Score where each contribution counts with the product of the weights of its levels.
+
+        Parameters
+        ----------
+        weights
+            Factor -> (levels,) weights; a factor that is not named has weight 1.
+        """
+        w = np.ones(len(self.numerator))
+        for name, codes in zip(self.factors, self.codes, strict=True):
+            if name in weights:
+                w = w * np.asarray(weights[name], dtype=np.float64)[codes]
+        total = float(w @ self.denominator)
+        return self.offset + self.scale * float(w @ self.numerator) / total if total != 0 else float("nan")
+
+    def subset(self, factor: str, keep: Bools) -> Units:
+        """Contributions of some levels of a factor alone; of pairs, those with both units kept.
+
+        Parameters
+        ----------
+        keep
+            (levels,) bool, in the order of the factor's labels.
+        """
+        if factor not in self.factors:
+            raise ValueError(f"the units have no factor {factor!r}, only {', '.join(self.pools)}")
+        keep = np.asarray(keep, dtype=bool)
+        kept = np.ones(len(self.numerator), dtype=bool)
+        for name, labels, codes in zip(self.factors, self.labels, self.codes, strict=True):
+            if name == factor:
+                if keep.shape != (len(labels),):
+                    raise ValueError(f"{keep.shape} flags for {len(labels)} levels of {factor}")
+                kept &= keep[codes]
+        return self._of(kept)
+
+    def _of(self, kept: Bools) -> Units:
+        codes = [side[kept] for side in self.codes]
+        labels = list(self.labels)
+        if self.dyadic:
+            levels, both = np.unique(np.concatenate(codes), return_inverse=True)
+            half, both = len(codes[0]), np.asarray(both, dtype=np.int64).reshape(-1)
+            codes, labels = [both[:half], both[half:]], [self.labels[0][levels]] * 2
+        else:
+            for i, side in enumerate(codes):
+                levels, inverse = np.unique(side, return_inverse=True)
+                codes[i], labels[i] = np.asarray(inverse, dtype=np.int64).reshape(-1), self.labels[i][levels]
+        return Units(
+            self.factors,
+            tuple(labels),
+            tuple(codes),
+            self.numerator[kept],
+            self.denominator[kept],
+            self.offset,
+            self.scale,
+        )
+
+    def without(self, factor: str) -> Units:
+        """The same score with one of two factors summed out: its levels are then taken as given."""
+        keep = 1 - self.factors.index(factor)
+        return Units(
+            (self.factors[keep],),
+            (self.labels[keep],),
+            (self.codes[keep],),
+            self.numerator,
+            self.denominator,
+            self.offset,
+            self.scale,
+        )._summed()
+
+    def _summed(self) -> Units:
+        """One contribution per cell."""
+        width = len(self.labels[-1])
+        cell = self.codes[0] if len(self.codes) == 1 else self.codes[0] * max(1, width) + self.codes[1]
+        levels, inverse = np.unique(cell, return_inverse=True)
+        inverse = np.asarray(inverse).reshape(-1)
+        numerator = np.bincount(inverse, weights=self.numerator, minlength=len(levels)).astype(np.float64)
+        denominator = np.bincount(inverse, weights=self.denominator, minlength=len(levels)).astype(np.float64)
+        codes = (levels,) if len(self.codes) == 1 else (levels // max(1, width), levels % max(1, width))
+        return Units(self.factors, self.labels, codes, numerator, denominator, self.offset, self.scale)
+
+    # Tables
+
+    def to_frame(self, metric: str, subset: str = "") -> pd.DataFrame:
+        """Long table, one row per contribution; names are dictionary-encoded."""
+        m = len(self.numerator)
+
+        def constant(text: str) -> pd.Categorical:
+            return _categories(np.asarray([text], dtype=object), np.zeros(m, dtype=np.int64))
+
+        two = len(self.factors) == 2
+        return pd.DataFrame(
+            {
+                "metric": constant(metric),
+                "subset": constant(subset),
+                "factor_a": constant(self.factors[0]),
+                "factor_b": constant(self.factors[1] if two else ""),
+                "label_a": _categories(self.labels[0], self.codes[0]),
+                "label_b": _categories(self.labels[1], self.codes[1]) if two else constant(""),
+                "numerator": self.numerator,
+                "denominator": self.denominator,
+                "offset": self.offset,
+                "scale": self.scale,
+            }
+        )
+
+    @classmethod
+    def from_frame(cls, frame: pd.DataFrame) -> Units:
+        """Units from the rows of one score of a table of `to_frame`.
+
+        Raises
+        ------
+        NotComputable
+            Where the rows have no labels: they were written before units had any.
+        """
+        missing = [name for name in _COLUMNS if name not in frame]
+        if missing or not len(frame):
+            raise NotComputable("the contributions stored for this score have no labels: compute it again")
+        first = str(frame["factor_a"].iloc[0])
+        second = str(frame["factor_b"].iloc[0])
+        numerator, denominator = (frame[name].to_numpy(dtype=np.float64) for name in ("numerator", "denominator"))
+        offset, scale = float(frame["offset"].iloc[0]), float(frame["scale"].iloc[0])
+        names: list[Strings] = []
+        codes: list[Ints] = []
+        if second == first:
+            both, levels = pd.factorize(
+                pd.concat([frame["label_a"].astype(str), frame["label_b"].astype(str)]), sort=True
+            )
+            labels = np.asarray(levels, dtype=str)
+            names, codes = [labels, labels], [both[: len(frame)].astype(np.int64), both[len(frame) :].astype(np.int64)]
+        else:
+            for column in ("label_a", "label_b") if second else ("label_a",):
+                side, levels = pd.factorize(frame[column].astype(str), sort=True)
+                names.append(np.asarray(levels, dtype=str))
+                codes.append(side.astype(np.int64))
+        factors = (first, second) if second else (first,)
+        return cls(factors, tuple(names), tuple(codes), numerator, denominator, offset, scale)
+
+
+def _categories(labels: Strings, codes: Ints) -> pd.Categorical:
+    made: pd.Categorical = pd.Categorical.from_codes(
+        codes.astype(np.int32), categories=pd.Index(labels.astype(str), dtype=object)
+    )
+    return made
+
+
+def _grouped(labels: Strings, n_groups: int, factor: str) -> tuple[Strings, Ints]:
+    """Random groups of levels that depend on their names alone: (names of the groups, group of each level).
+
+    Controls stay apart.
+    """
+
+    def name(label: str) -> str:
+        if label.startswith(CONTROLS):
+            return label
+        made = hashlib.blake2b(label.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+        return f"{factor} group {int.from_bytes(made, 'big') % n_groups + 1} of {n_groups}"
+
+    names, inverse = np.unique(np.asarray([name(str(label)) for label in labels], dtype=str), return_inverse=True)
+    return names, np.asarray(inverse, dtype=np.int64).reshape(-1)
+
+
+def units_to_frame(scores: Sequence[tuple[str, str, Units]]) -> pd.DataFrame:
+    """One table of the units of several scores, given as (metric, subset, units)."""
+    frames = [units.to_frame(metric, subset) for metric, subset, units in scores]
+    if not frames:
+        return pd.DataFrame({name: [] for name in _COLUMNS})
+    columns: dict[str, Any] = {}
+    for name in _COLUMNS:
+        parts = [frame[name] for frame in frames]
+        if isinstance(parts[0].dtype, pd.CategoricalDtype):
+            columns[name] = pd.api.types.union_categoricals(parts, sort_categories=True)
+        else:
+            columns[name] = np.concatenate([part.to_numpy() for part in parts])
+    return pd.DataFrame(columns)
+
+
+def units_from_frame(frame: pd.DataFrame) -> dict[tuple[str, str], Units]:
+    """Units by (metric, subset) from a table of units of one cell; empty where it holds none with labels."""
+    if not len(frame) or any(name not in frame for name in _COLUMNS):
+        return {}
+    grouped = frame.groupby(["metric", "subset"], sort=False, observed=True, dropna=False)
+    return {(str(metric), str(subset)): Units.from_frame(part) for (metric, subset), part in grouped}
+
+
+# Sums and differences of scores
+
+
+def combine(units: Sequence[Units], coefficients: Sequence[float]) -> Units:
+    """Contributions to a weighted sum of scores, matched by their labels.
+
+    A contribution that one of the scores does not have counts as none. The result's score is exactly
+    `sum(coefficient * score)`, and its influences are the same sums of influences.
+
+    Raises
+    ------
+    NotComputable
+        Where the scores have different factors, or no label in common.
+    """
+    if not units or len(units) != len(coefficients):
+        raise ValueError(f"{len(units)} units and {len(coefficients)} coefficients")
+    first = units[0]
+    if any(other.factors != first.factors for other in units):
+        kinds = " and ".join(sorted({" x ".join(other.factors) for other in units}))
+        raise NotComputable(f"the scores have different units: {kinds}")
+    sides = range(len(first.factors))
+    labels: list[Strings] = []
+    codes: list[list[Ints]] = [[] for _ in units]
+    pools = [[other.labels[side] for other in units] for side in sides]
+    if first.dyadic:
+        pools = [pools[0] + pools[1]] * 2
+    for side in sides:
+        union = np.unique(np.concatenate([pool.astype(str) for pool in pools[side]]))
+        labels.append(union)
+        for k, other in enumerate(units):
+            codes[k].append(np.searchsorted(union, other.labels[side].astype(str))[other.codes[side]].astype(np.int64))
+    if first.dyadic:
+        codes = [[np.minimum(a, b), np.maximum(a, b)] for a, b in codes]
+    if len(units) > 1:
+        for side in sides:
+            shared = set(map(str, units[0].labels[side]))
+            for other in units[1:]:
+                shared &= set(map(str, other.labels[side]))
+            if not shared:
+                raise NotComputable(f"the scores have no {first.factors[side]} in common")
+    value = sum(c * other.value for c, other in zip(coefficients, units, strict=True))
+    joined = [np.concatenate([codes[k][side] for k in range(len(units))]) for side in sides]
+    share = np.concatenate([other.share for other in units]) / len(units)
+    moved = np.concatenate([c * other.influence for c, other in zip(coefficients, units, strict=True)])
+    made = Units(first.factors, tuple(labels), tuple(joined), moved + value * share, share)
+    return made._summed()
+
+
+def difference(one: Units, other: Units) -> Units:
+    """Contributions to the difference of two scores on the same units (the first minus the second)."""
+    return combine([one, other], [1.0, -1.0])
+
+
+# Variance
 
 
 @dataclass(frozen=True)
-class PairUnits:
-    """A share of hits among pairs of units, each pair weighted by the product of its units' weights.
+class Spread:
+    """Variance of a score over resampled units.
 
-    Parameters
+    Attributes
     ----------
-    first, second
-        (m,) unit numbers of each pair.
-    hit
-        (m,) 0 or 1.
+    value
+        The score.
+    variance
+        Of the score.
+    df
+        Degrees of freedom of the variance.
+    n_units
+        Units of the factor that has most: what a score without any spread is judged by.
+    unit
+        What varies, as text.
+    fixed
+        Factors taken as given, because they have one level: "1 batch".
     """
 
-    unit: str
+    value: float
+    variance: float
+    df: float
     n_units: int
-    first: Ints
-    second: Ints
-    hit: F64
-
-    def replicates(self, weights: F64) -> F64:
-        """Shares (r,) for unit weights (r, n_units)."""
-        out = np.empty(len(weights))
-        with np.errstate(invalid="ignore", divide="ignore"):
-            for i, w in enumerate(weights):
-                pair = w[self.first] * w[self.second]
-                out[i] = (pair @ self.hit) / pair.sum()
-        return out
+    unit: str
+    fixed: tuple[str, ...] = ()
 
 
-def bootstrap_interval(
-    units: Units, *, seed: int = 0, draws: int = 1000, level: float = 0.95
-) -> tuple[float, float, str]:
-    """Percentile interval of a score over resampled units.
+def _clustered(
+    influence: F64, share: F64, codes: Ints, n: int, *, apart: Bools | None = None, power: int = 2
+) -> tuple[float, float]:
+    """Variance of sums over levels, and its degrees of freedom.
+
+    Levels of a single contribution say the same as that contribution, and do not count for the degrees of freedom.
+    They are as many as the scatter of the squared sums shows, at most the number of levels less 1: a score that a few
+    units carry is known no better than these few tell. Fewer than `MANY_LEVELS` levels cannot show that.
+
+    A residual about a mean is too small by the share of its level in that mean, hence the division by
+    (1 - share)^power: 2 is the delete-one jackknife of a ratio, 1 is unbiased for independent contributions (Bell and
+    McCaffrey 2002).
+    Where some contributions are `apart` (controls), sums are taken about the mean of their kind.
+    """
+    moved = np.bincount(codes, weights=influence, minlength=n)
+    part = np.bincount(codes, weights=share, minlength=n)
+    number = np.bincount(codes, minlength=n)
+    if apart is not None and apart.any() and not apart.all():
+        control = np.bincount(codes, weights=apart, minlength=n) > 0
+        for kind in (control & (number > 0), ~control & (number > 0)):
+            moved[kind] -= moved[kind].mean()
+    # A level that holds (nearly) the whole denominator leaves nothing to compare it with.
+    levels = np.count_nonzero(number)
+    whole = (levels - 1) / levels if power == 2 else 1.0
+    squares = moved**2 / np.maximum(1 - part, 0.5) ** power
+    counted = squares[number > (1 if len(influence) > levels else 0)]
+    total = float(counted.sum())
+    scatter = float((counted**2).sum()) - total**2 / max(1, len(counted))
+    most = len(counted) - 1.0
+    df = min(most, 2 * total**2 / scatter) if scatter > 0 and len(counted) >= MANY_LEVELS else most
+    return float(whole * squares.sum()), max(df, min(most, 1.0))
+
+
+def _counted(name: str, count: int) -> str:
+    ending = "" if count == 1 else "es" if name.endswith("ch") else "s"
+    return f"{count} {name}{ending}"
+
+
+def spread(units: Units) -> Spread:
+    """Variance of a score from its linearised contributions: of two factors `V_a + V_b - V_ab`.
+
+    With contributions crossed by two factors it is the variance of the sums over each, less that of the cells, which
+    both hold (Cameron, Gelbach and Miller 2011), and never less than either alone. Of pairs, the variance of the sums
+    over each unit less that of the pairs (Fafchamps and Gubert 2007). Degrees of freedom after Satterthwaite.
+
+    Raises
+    ------
+    NotComputable
+        Where no factor has `MIN_UNITS` levels.
+    """
+    counts = {name: units.n_levels(name) for name in units.pools}
+    if max(counts.values()) < MIN_UNITS:
+        few = " and ".join(_counted(name, count) for name, count in counts.items())
+        raise NotComputable(f"no interval: {few}, {MIN_UNITS} needed")
+    fixed = tuple(name for name, count in counts.items() if count < MIN_LEVELS)
+    given = tuple(_counted(name, counts[name]) for name in fixed)
+    if fixed:
+        units = units.without(fixed[0])
+    influence, share = units.influence, units.share
+    text = " x ".join(units.pools)
+    cells = np.arange(len(influence))
+    apart = np.char.startswith(units.labels[-1].astype(str), CONTROLS)[units.codes[-1]]
+    power = 1 if units.dyadic else 2
+    cell, among_cells = _clustered(influence, share, cells, len(cells), apart=apart, power=power)
+    most = max(counts.values())
+    if len(units.factors) == 1:
+        return Spread(units.value, cell, among_cells, most, text, given)
+    if units.dyadic:
+        both, n = np.concatenate(units.codes), len(units.labels[0])
+        node, freedom = _clustered(np.tile(influence, 2), np.tile(share, 2), both, n, power=power)
+        part = np.bincount(both, weights=np.tile(share, 2) / 2, minlength=n)
+        df = min(freedom, 1 / float(part @ part) - 1)
+        return Spread(units.value, max(node - cell, cell), max(1.0, df), most, text, given)
+    variances, below, smallest = [], 0.0, float("inf")
+    for side, (codes, labels) in enumerate(zip(units.codes, units.labels, strict=True)):
+        variance, freedom = _clustered(influence, share, codes, len(labels), apart=apart if side else None)
+        variances.append(variance)
+        if freedom > 0:
+            below += variance**2 / freedom
+            smallest = min(smallest, freedom)
+    variance = max(sum(variances) - cell, *variances)
+    if not np.isfinite(smallest):
+        # No level of either factor holds two cells: the cells are independent.
+        return Spread(units.value, cell, among_cells, most, text, given)
+    df = max(smallest, variance**2 / below) if below > 0 else smallest
+    return Spread(units.value, variance, df, most, text, given)
+
+
+# Intervals
+
+
+@dataclass(frozen=True)
+class Interval:
+    """Interval of a score.
+
+    Attributes
+    ----------
+    low, high
+        Bounds; NaN where there is none.
+    unit
+        What is resampled.
+    method
+        How it was made.
+    note
+        Why there is none, or what it leaves out.
+    """
+
+    low: float
+    high: float
+    unit: str
+    method: str
+    note: str = ""
+
+
+def interval(
+    units: Units,
+    *,
+    low: float = float("-inf"),
+    high: float = float("inf"),
+    level: float = 0.95,
+    extra_variance: float = 0.0,
+) -> Interval:
+    """Interval of a score over its units.
 
     Parameters
     ----------
     units
-        Contributions per unit.
-    seed, draws, level
-        Stream, number of resamples, coverage aimed at.
+        Contributions.
+    low, high
+        Range of the score. With both bounds finite the interval is a binomial one (mid-P) with the number of
+        observations that the variance corresponds to; else it is symmetric.
+    level
+        Coverage aimed at.
+    extra_variance
+        Of another source, such as the mean over seeds.
 
     Returns
     -------
-    (low, high, note)
-        NaN, NaN and the reason where there are fewer than `MIN_UNITS` units.
+    Interval
+        With its reason in `note` where there is none.
     """
-    n = units.n_units
+    try:
+        found = spread(units)
+    except NotComputable as why:
+        return Interval(float("nan"), float("nan"), " x ".join(units.pools), "", str(why))
+    note = "".join(f"{few} taken as given" for few in found.fixed)
+    variance = found.variance + extra_variance
+    if not (np.isfinite(variance) and np.isfinite(found.value)):
+        return Interval(float("nan"), float("nan"), found.unit, "", "no interval: its variance is not a number")
+    t = float(stats.t.ppf((1 + level) / 2, found.df))
+    if not low <= found.value <= high:
+        # A metric that leaves the range that it declares has no use for it.
+        low, high = float("-inf"), float("inf")
+    if np.isfinite(low) and np.isfinite(high):
+        bounds = _share_bounds(found.value, variance, low, high, level, found.df, found.n_units)
+        return Interval(*bounds, found.unit, "clustered, mid-P", note)
+    half = t * float(np.sqrt(variance))
+    return Interval(max(low, found.value - half), min(high, found.value + half), found.unit, "clustered, t", note)
+
+
+def _share_bounds(
+    value: float, variance: float, low: float, high: float, level: float, df: float, n_units: int
+) -> tuple[float, float]:
+    """Interval of a share from its variance: mid-P binomial with the number of observations of that variance.
+
+    p (1 - p) / V independent observations would have this variance; they are fewer by (z / t)^2, t for the degrees of
+    freedom of the variance (Korn and Graubard 1998). A share of 0 or 1 has no variance, and as many observations as
+    units. Mid-P rather than Wilson, which is too short next to 0 and 1.
+    """
+    width = high - low
+    p = min(1.0, max(0.0, (value - low) / width))
+    v = variance / width**2
+    inside = 1e-12 < p < 1 - 1e-12
+    if v <= 0 and inside:
+        return value, value
+    observations = p * (1 - p) / v if inside else float(n_units)
+    tail = (1 - level) / 2
+    shrunk = observations * float(stats.norm.isf(tail) / stats.t.isf(tail, df)) ** 2
+    hits, misses = p * shrunk, (1 - p) * shrunk
+    # At an edge of the range the bound is the edge itself.
+    below = 0.0 if p <= 1e-12 else _mid_p(hits, misses, tail)
+    above = 1.0 if p >= 1 - 1e-12 else 1 - _mid_p(misses, hits, tail)
+    return low + width * below, low + width * above
+
+
+def _mid_p(hits: float, misses: float, tail: float) -> float:
+    """Share at which so many hits or more have probability `tail`, those of exactly so many counted half."""
+
+    def above(share: float) -> float:
+        more = special.betainc(hits + 1, misses, share) if misses > 0 else 0.0
+        return float(special.betainc(hits, misses + 1, share) + more) / 2 - tail
+
+    return float(optimize.brentq(above, 0.0, 1.0, xtol=1e-12)) if above(1.0) > 0 else 1.0
+
+
+def adjusted_share_interval(
+    p: npt.ArrayLike, alpha: float, unit: str, *, resolution: float = 0.0, level: float = 0.95
+) -> Interval:
+    """Interval of the share of p-values below `alpha` after Benjamini-Hochberg.
+
+    With F the distribution of the p-values, the share R that is adjusted to below alpha solves F(alpha R) = R. The
+    interval holds every r for which the share of p-values up to alpha r could be a draw of as many hits with
+    probability r (mid-P): it does not collapse where no p-value is adjusted to below alpha, and it knows that the
+    threshold moves with the share.
+
+    Parameters
+    ----------
+    p
+        (n,) p-values before the adjustment, of independent units; NaN ones are not counted.
+    resolution
+        Smallest p-value that the test can give, such as 1 / (draws + 1). Where alpha r is below it, nothing speaks for
+        or against r.
+    """
+    values = np.asarray(p, dtype=np.float64)
+    values = np.sort(values[np.isfinite(values)])
+    n = len(values)
     if n < MIN_UNITS:
-        return float("nan"), float("nan"), f"no interval: {n} {units.unit} unit(s), {MIN_UNITS} needed"
-    rng = stream(seed, "bootstrap", units.unit, n)
-    chunks = []
-    step = max(1, 4_000_000 // n)
-    for start in range(0, draws, step):
-        r = min(step, draws - start)
-        weights = rng.multinomial(n, np.full(n, 1.0 / n), size=r).astype(np.float64)
-        chunks.append(units.replicates(weights))
-    values = np.concatenate(chunks)
-    values = values[np.isfinite(values)]
-    if len(values) < draws / 2:
-        return float("nan"), float("nan"), "no interval: most resamples have no score"
-    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high), ""
+        return Interval(float("nan"), float("nan"), unit, "", f"no interval: {_counted(unit, n)}, {MIN_UNITS} needed")
+    tail = (1 - level) / 2
+    r = np.linspace(0, 1, 2001)
+    hits = np.searchsorted(values, alpha * r, side="right")
+    share = hits / n
+    upto = stats.binom.cdf(hits, n, r) - stats.binom.pmf(hits, n, r) / 2
+    possible = (upto >= tail) & (upto <= 1 - tail)
+    possible |= alpha * r < resolution
+    # The share itself, the largest solution; what is not connected with it belongs to other solutions.
+    solved = np.flatnonzero(share >= r)
+    at = int(solved[-1])
+    apart = np.flatnonzero(~possible)
+    first = apart[apart < at][-1] + 1 if (apart < at).any() else 0
+    last = apart[apart > at][0] - 1 if (apart > at).any() else len(r) - 1
+    return Interval(float(r[first]), float(r[last]), unit, "inverted Benjamini-Hochberg, mid-P")
+
+
+def seed_interval(
+    units: Sequence[Units], *, low: float = float("-inf"), high: float = float("inf"), level: float = 0.95
+) -> tuple[Interval, float]:
+    """Interval of the mean of a score over seeds, and the standard deviation of the score over them.
+
+    The units vary as in `interval`, their contributions averaged over seeds; the variance of a mean over so many seeds
+    comes on top, as a source of its own.
+
+    Parameters
+    ----------
+    units
+        Contributions of the same units under each seed.
+
+    Returns
+    -------
+    (interval, sd)
+        The sample standard deviation (ddof 1); NaN for one seed.
+
+    Raises
+    ------
+    NotComputable
+        Where the seeds have different units.
+    """
+    if len(units) == 1:
+        return interval(units[0], low=low, high=high, level=level), float("nan")
+    values = np.asarray([one.value for one in units])
+    sd = float(values.std(ddof=1))
+    mean = combine(units, [1 / len(units)] * len(units))
+    return interval(mean, low=low, high=high, level=level, extra_variance=sd**2 / len(units)), sd
+
+
+def p_value(units: Units, null: float = 0.0) -> float:
+    """Two-sided p-value of a score, such as a difference, being `null`: t of the clustered variance.
+
+    Raises
+    ------
+    NotComputable
+        Where there is no variance because there are too few units.
+    """
+    found = spread(units)
+    away = found.value - null
+    if found.variance <= 0:
+        return 1.0 if away == 0 else 0.0
+    return float(2 * stats.t.sf(abs(away) / float(np.sqrt(found.variance)), found.df))

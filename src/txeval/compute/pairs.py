@@ -8,10 +8,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from txeval.compute.arrays import BLOCK_ELEMENTS, Ints, Rows
+from txeval.compute.arrays import BLOCK_ELEMENTS, F64, Ints, Rows
 from txeval.compute.groups import checked_matrix, read_rows
 
-__all__ = ["lower_count", "pair_cosines", "pair_position", "ranking_scores", "tail_thresholds", "upper_count"]
+__all__ = [
+    "lower_count",
+    "pair_contributions",
+    "pair_cosines",
+    "pair_position",
+    "ranking_scores",
+    "tail_thresholds",
+    "upper_count",
+]
 
 #: Up to so many pairs are kept as float64; more as float32, which halves the memory.
 FLOAT64_PAIRS = 2**24
@@ -115,6 +123,54 @@ def _count_below(ordered: Array, doubled_rank: Ints) -> Ints:
     return np.where(doubled_rank <= 0, 0, np.where(doubled_rank >= 2 * total, total, below)).astype(np.int64)
 
 
+def _extremes(ordered: Array, values: Array) -> tuple[Ints, Ints, Ints]:
+    """How extreme values are (|doubled mid-rank - M|), and how many of all are less and at most as extreme."""
+    total = len(ordered)
+    left = np.searchsorted(ordered, values, side="left")
+    right = np.searchsorted(ordered, values, side="right")
+    extreme = np.abs(left + right - total)
+    # Inside (less extreme) means total - e < doubled rank < total + e.
+    less = _count_below(ordered, total + extreme) - _count_below(ordered, total - extreme + 1)
+    less = np.where(extreme == 0, 0, less)
+    upto = _count_below(ordered, total + extreme + 1) - _count_below(ordered, total - extreme)
+    return extreme, less, upto
+
+
+def pair_contributions(ordered: Array, values: Array) -> tuple[F64, F64]:
+    r"""What each of the pairs contributes to the two scores of `ranking_scores`; their means are these scores.
+
+    For the AUROC the share of the other pairs that are less extreme. For the average precision
+    :math:`AP = rac1P \sum_{ij} 1(s_j \ge s_i) / N(s_i)`, N the number of all pairs at least as extreme, the
+    linearised contribution :math:`\sum_j h_{ij} + \sum_j h_{ji} - AP`: its own precision and what it lends to those of
+    others.
+
+    Parameters
+    ----------
+    ordered, values
+        As `ranking_scores`.
+
+    Returns
+    -------
+    (auroc, average_precision)
+        (P,) float64 each.
+    """
+    total, positives = len(ordered), len(values)
+    extreme, less, upto = _extremes(ordered, values)
+    distinct, place = np.unique(extreme, return_inverse=True)
+    count = np.bincount(place, minlength=len(distinct))
+    before = np.cumsum(count) - count
+    # Of the pairs that are less extreme, and of half of those as extreme, the known ones do not count.
+    wins = (less + upto) / 2 - (before + count / 2)[place]
+    auroc = wins / (total - positives)
+    reached = positives - before
+    ahead = np.zeros(len(distinct))
+    ahead[place] = total - less
+    precision = reached / ahead
+    lent = np.cumsum(count / ahead)
+    average = float(count @ precision) / positives
+    return np.asarray(auroc, dtype=np.float64), np.asarray(precision[place] + lent[place] - average, dtype=np.float64)
+
+
 def ranking_scores(ordered: Array, values: Array) -> tuple[float, float]:
     r"""AUROC and average precision of some of the pairs against all others, ranked by how extreme they are.
 
@@ -134,13 +190,7 @@ def ranking_scores(ordered: Array, values: Array) -> tuple[float, float]:
         Chance is 0.5 and P / M.
     """
     total, positives = len(ordered), len(values)
-    left = np.searchsorted(ordered, values, side="left")
-    right = np.searchsorted(ordered, values, side="right")
-    extreme = np.abs(left + right - total)
-    # Inside (less extreme) means total - e < doubled rank < total + e.
-    less = _count_below(ordered, total + extreme) - _count_below(ordered, total - extreme + 1)
-    less = np.where(extreme == 0, 0, less)
-    upto = _count_below(ordered, total + extreme + 1) - _count_below(ordered, total - extreme)
+    extreme, less, upto = _extremes(ordered, values)
     wins = float((less + upto).sum()) / 2 - positives**2 / 2
     auroc = wins / (positives * (total - positives))
 

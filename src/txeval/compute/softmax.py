@@ -227,7 +227,7 @@ def fit_lda(
 
 
 @jit
-def _rank_by_scores(scores: Any, truth: Any, never: int, out: Any) -> None:
+def _rank_by_scores(scores: Any, truth: Any, never: int, out: Any, ahead: Any) -> None:
     for i in range(scores.shape[0]):
         true = truth[i]
         if true < 0:
@@ -240,6 +240,12 @@ def _rank_by_scores(scores: Any, truth: Any, never: int, out: Any) -> None:
         for c in range(true):
             larger += scores[i, c] == own
         out[i] = larger
+        if larger <= ahead.shape[1]:
+            j = 0
+            for c in range(scores.shape[1]):
+                if scores[i, c] > own or (scores[i, c] == own and c < true):
+                    ahead[i, j] = c
+                    j += 1
 
 
 def true_class_ranks_of(
@@ -250,11 +256,17 @@ def true_class_ranks_of(
     device: str = "cpu",
     threads: int = 1,
     max_elements: int | None = None,
+    ahead: Ints | None = None,
 ) -> Ints:
     """Rank of the true class of every row by the classifier's float32 scores.
 
     The rank is the number of classes with a larger score, plus those with an equal one and a lower code. A negative
     class (one that was not trained) has rank max(n_classes, 5).
+
+    Parameters
+    ----------
+    ahead
+        (n, k) to be filled with the classes before the true one, where these are k or fewer; -1 elsewhere.
 
     Returns
     -------
@@ -266,11 +278,13 @@ def true_class_ranks_of(
     bias = torch.from_numpy(classifier.bias).to(where)
     truth = np.ascontiguousarray(y, dtype=np.int64)
     out = np.empty(len(truth), np.int64)
+    before = np.empty((len(truth), 0), np.int64) if ahead is None else ahead
+    before[:] = -1
     with torch_threads(threads):
         for rows in row_blocks(len(truth), max(n_classes, d), max_elements):
             block = finite_rows(X, rows, name="X_test")
             if classifier.shift is not None and classifier.spread is not None:
                 block = (block - classifier.shift) / classifier.spread
             scores = torch.addmm(bias, torch.from_numpy(block).to(where), weight.t())
-            _rank_by_scores(scores.cpu().numpy(), truth[rows], max(n_classes, 5), out[rows])
+            _rank_by_scores(scores.cpu().numpy(), truth[rows], max(n_classes, 5), out[rows], before[rows])
     return out

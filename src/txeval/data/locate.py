@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
-import logging
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
-from typing import Any
 
 import yaml
 
+from txeval.data.download import Digests, Progress, digests_of, download, explain, offline
 from txeval.errors import InputError, unknown
 
 __all__ = [
@@ -27,15 +25,10 @@ __all__ = [
     "data_folders",
     "fetch",
     "file_digest",
+    "file_digests",
     "find_file",
     "whole_or_nothing",
 ]
-
-#: Called with (done, total, text); total is 0 where it is not known.
-Progress = Callable[[int, int, str], None]
-
-_TIMEOUT = (10, 60)  # seconds to connect, seconds between two packets
-_CHUNK = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -143,8 +136,8 @@ def find_file(relative: str) -> Path | None:
 def fetch(what: str | Entry, *, progress: Progress | None = None) -> Path:
     """Find a file, or download it into the cache.
 
-    A download is checked against its digest before it takes its place, so the cache never holds a part of a
-    file. TXEVAL_OFFLINE=1 forbids downloads.
+    A download is checked against its digest before it takes its place; what came before a connection broke is kept
+    beside it, hidden, and gone on with. TXEVAL_OFFLINE=1 forbids downloads.
 
     Parameters
     ----------
@@ -168,22 +161,27 @@ def fetch(what: str | Entry, *, progress: Progress | None = None) -> Path:
             raise unknown("data file", entry.path, _names(), where=_searched())
         raise InputError(f"{entry.path} is not there: looked in {_searched()}", remedy=f"put it at {by_hand}")
     remedy = f"download it by hand and put it at {by_hand}, or into a folder that TXEVAL_DATA names, as {entry.path}"
-    if os.environ.get("TXEVAL_OFFLINE", "0") not in ("", "0"):
+    if offline():
         raise InputError(
             f"{entry.path} is not there and TXEVAL_OFFLINE forbids to download it from {entry.url}",
             remedy=f"unset TXEVAL_OFFLINE, or {remedy}",
         )
     try:
-        return _download(entry, by_hand, progress)
+        download(entry.url, by_hand, sha256=entry.sha256, progress=progress or (lambda done, total, text: None))
     except (OSError, ValueError) as why:
-        reason = " ".join(str(why).split()) or type(why).__name__
-        raise InputError(f"could not download {entry.path} from {entry.url}: {reason}", remedy=remedy) from why
+        raise explain(f"{entry.path} from {entry.url}", why, remedy) from why
+    return by_hand
 
 
 def file_digest(path: Path) -> str:
     """SHA-256 of the bytes of a file, in hexadecimal."""
+    return file_digests(path).sha256
+
+
+def file_digests(path: Path) -> Digests:
+    """SHA-256 and MD5 of the bytes of a file; read once for each state of the file."""
     state = path.stat()
-    return _digest(str(path), state.st_size, state.st_mtime_ns)
+    return _digests(str(path), state.st_size, state.st_mtime_ns)
 
 
 @contextmanager
@@ -219,9 +217,8 @@ def _umask() -> int:
 
 
 @cache
-def _digest(path: str, size: int, mtime_ns: int) -> str:
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _digests(path: str, size: int, mtime_ns: int) -> Digests:
+    return digests_of(Path(path))
 
 
 def _names() -> list[str]:
@@ -259,40 +256,3 @@ def _find(entry: Entry) -> Path | None:
     if cached.is_file() and (not entry.sha256 or file_digest(cached) == entry.sha256):
         return cached
     return None
-
-
-def _download(entry: Entry, target: Path, progress: Progress | None) -> Path:
-    import pooch
-
-    pooch.get_logger().setLevel(logging.WARNING)
-    bar: Any = _Bar(progress, f"downloading {target.name}") if progress is not None else False
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return Path(
-        pooch.retrieve(
-            entry.url,
-            known_hash=f"sha256:{entry.sha256}" if entry.sha256 else None,
-            fname=target.name,
-            path=target.parent,
-            downloader=pooch.HTTPDownloader(progressbar=bar, chunk_size=_CHUNK, timeout=_TIMEOUT),
-        )
-    )
-
-
-class _Bar:
-    """What pooch expects of a progress bar, handed on to a function."""
-
-    def __init__(self, progress: Progress, text: str) -> None:
-        self.total = 0
-        self._done = 0
-        self._progress = progress
-        self._text = text
-
-    def update(self, amount: int) -> None:
-        self._done = min(self._done + amount, self.total) if self.total else self._done + amount
-        self._progress(self._done, self.total, self._text)
-
-    def reset(self) -> None:
-        self._done = 0
-
-    def close(self) -> None:
-        pass

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import itertools
+import os
 import re
 import shutil
 import tempfile
@@ -22,7 +23,23 @@ from anndata.io import read_elem
 from txeval.compute.arrays import BLOCK_ELEMENTS, Ints, Strings
 from txeval.errors import InputError, nearest, unknown
 
-__all__ = ["Block", "CsrMatrix", "DenseMatrix", "Matrix", "Store", "open_matrix", "open_store"]
+__all__ = [
+    "AnnDataStore",
+    "Block",
+    "CsrMatrix",
+    "DenseMatrix",
+    "Matrix",
+    "Scratch",
+    "Store",
+    "digest_array",
+    "numeric_type",
+    "open_matrix",
+    "open_store",
+    "reading",
+    "sort_by_row",
+    "spans",
+    "stored_as",
+]
 
 #: Rows of a matrix: `scipy.sparse.csr_matrix` or `numpy.ndarray`, (m, g).
 Block: TypeAlias = Any
@@ -38,11 +55,14 @@ CHUNK_CACHE_BYTES = 32 * 2**20
 FULL_DIGEST_BYTES = 200_000_000
 
 _DAMAGED = "the file is damaged or was cut short: copy or download it again and compare its size or checksum"
-_NOT_ANNDATA = "txeval reads AnnData as .h5ad files or .zarr folders: write one with AnnData.write_h5ad()"
+_NOT_ANNDATA = (
+    "txeval reads AnnData (.h5ad files, .zarr folders), 10x Genomics .h5, GCT, GCTX, loom, and folders with matrix.mtx:"
+    " write one with AnnData.write_h5ad()"
+)
 
 
 @contextlib.contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
+def reading(path: Path, what: str) -> Iterator[None]:
     """Turn whatever a storage library raises while reading into an InputError."""
     try:
         yield
@@ -55,7 +75,170 @@ def _reading(path: Path, what: str) -> Iterator[None]:
 
 
 class Store:
-    """An AnnData file or folder, open for reading.
+    """An open file of a screen, in whatever format: names, labels and matrices, read only.
+
+    Attributes
+    ----------
+    path
+        As the user gave it.
+    kind
+        Name of the format, for people.
+    notes
+        What the reader had to do or to leave out, for people.
+    """
+
+    kind = "AnnData"
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.notes: list[str] = []
+        self._joined: pd.DataFrame | None = None
+
+    def close(self) -> None:
+        """Let go of the file."""
+
+    def keys(self, group: str) -> list[str]:
+        """Names inside a group such as `layers` or `obsm`; empty where there is no such group."""
+        raise NotImplementedError
+
+    def names(self, frame: str) -> Strings:
+        """Index of `obs` or `var` as text: (n,) object."""
+        raise NotImplementedError
+
+    def _columns(self, frame: str) -> list[str]:
+        raise NotImplementedError
+
+    def _column(self, frame: str, name: str) -> pd.Series[Any]:
+        raise NotImplementedError
+
+    def _element(self, where: str) -> Any:
+        """What lies at a place of the file, None where nothing does: a matrix, or an array or group on disk."""
+        raise NotImplementedError
+
+    def columns(self, frame: str) -> list[str]:
+        """Column names of `obs` or `var`; those of joined labels come last."""
+        own = self._columns(frame)
+        if frame != "obs" or self._joined is None:
+            return own
+        return [*own, *(str(name) for name in self._joined.columns)]
+
+    def column(self, frame: str, name: str, *, role: str = "column") -> pd.Series[Any]:
+        """One column of `obs` or `var`.
+
+        `COLUMN~PATTERN`, where there is no column of that very name, gives what the first group of a regular
+        expression (the whole match where it has none) finds in the column's text; `names~PATTERN` searches the
+        names of the samples. Where nothing is found the label is missing.
+
+        Raises
+        ------
+        InputError
+            The column does not exist; the nearest names are given. Or the pattern is no regular expression, or
+            matches nothing.
+        """
+        names = self.columns(frame)
+        if name not in names:
+            base, tilde, pattern = name.partition("~")
+            if tilde and (base in names or base == "names"):
+                return self._extracted(frame, base, pattern, role)
+            error = unknown(f"{frame} column", name, names, where=str(self.path))
+            listed = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
+            raise InputError(
+                f"{error.problem} (wanted as the {role})",
+                remedy=error.remedy + (f" The columns of {frame} are: {listed}" if nearest(name, names) else ""),
+            )
+        if frame == "obs" and self._joined is not None and name in self._joined.columns:
+            return pd.Series(self._joined[name])
+        return self._column(frame, name).reset_index(drop=True)
+
+    def _extracted(self, frame: str, base: str, pattern: str, role: str) -> pd.Series[Any]:
+        try:
+            compiled = re.compile(pattern)
+        except re.error as why:
+            raise InputError(
+                f"{base}~{pattern} (the {role}): {pattern!r} is no regular expression: {why}",
+                remedy="write COLUMN~PATTERN, such as names~-([0-9]+)$ for the number at the end of a barcode",
+            ) from None
+        source = pd.Series(self.names(frame)) if base == "names" else self.column(frame, base, role=role)
+        codes, values = pd.factorize(source.astype(object), use_na_sentinel=True)
+        found: list[str | None] = []
+        for value in values:
+            match = compiled.search(value.decode() if isinstance(value, bytes) else str(value))
+            found.append(None if match is None else match.group(1 if compiled.groups else 0))
+        if not any(found):
+            shown = ", ".join(repr(str(value)) for value in list(values)[:3])
+            raise InputError(
+                f"{self.path}: the pattern {pattern!r} (the {role}) finds nothing in {base}: it holds {shown}, ...",
+                remedy="check the pattern: its first group is the label",
+            )
+        return pd.Series(np.array([*found, None], dtype=object)[codes])
+
+    def frame(self, frame: str) -> pd.DataFrame:
+        """All of `obs` or `var`, indexed by the names."""
+        made = {name: self.column(frame, name).array for name in self.columns(frame)}
+        return pd.DataFrame(made, index=pd.Index(self.names(frame), dtype=object))
+
+    def join(self, labels: pd.DataFrame, *, source: str) -> None:
+        """Add columns of labels to `obs`, matched by the names of the samples.
+
+        Raises
+        ------
+        InputError
+            No name matches, names repeat, or a column exists already.
+        """
+        names = pd.Index(self.names("obs"))
+        remedy = "its first column must hold the names of the samples, as the screen has them"
+        repeated = labels.index[labels.index.duplicated()]
+        if len(repeated):
+            raise InputError(f"{source}: the sample {repeated[0]!r} has several lines", remedy=remedy)
+        if names.has_duplicates:
+            raise InputError(
+                f"{self.path}: samples share a name (such as {names[names.duplicated()][0]!r}), so that {source}"
+                " cannot be matched to them",
+                remedy="make the names unique",
+            )
+        there = names.isin(labels.index)
+        if not there.any():
+            raise InputError(
+                f"{source}: none of its {len(labels):,} samples (such as {', '.join(map(repr, labels.index[:2]))}) is"
+                f" in {self.path} (such as {', '.join(map(repr, names[:2]))})",
+                remedy=remedy,
+            )
+        taken = [str(name) for name in labels.columns if str(name) in self.columns("obs")]
+        if taken:
+            raise InputError(
+                f"{source}: the column {taken[0]!r} is in {self.path} already", remedy="rename it in the table"
+            )
+        if not there.all():
+            self.notes.append(f"{int((~there).sum()):,} of {len(names):,} samples are not in {source}: no labels")
+        extra = int((~labels.index.isin(names)).sum())
+        if extra:
+            self.notes.append(f"{extra:,} of {len(labels):,} lines of {source} are no samples of the screen")
+        self._joined = labels.reindex(names).reset_index(drop=True)
+
+    def table(self, where: str) -> pd.DataFrame | None:
+        """An element of `obsm` that is a table of named columns; None for a matrix."""
+        return None
+
+    def matrix(self, where: str) -> Matrix:
+        """Open `X`, `layers/NAME` or `obsm/KEY` without reading it.
+
+        Raises
+        ------
+        InputError
+            It does not exist, is not a matrix of numbers, or its parts do not fit together.
+        """
+        with reading(self.path, where):
+            element = self._element(where)
+        if element is None:
+            raise InputError(f"{self.path}: there is no {where}", remedy="name a matrix that exists")
+        if hasattr(element, "by_columns"):
+            found: Matrix = element
+            return found
+        return open_matrix(element, self.path, where)
+
+
+class AnnDataStore(Store):
+    """An AnnData file or folder.
 
     Parameters
     ----------
@@ -68,7 +251,7 @@ class Store:
     """
 
     def __init__(self, path: Path, root: Any, close: Callable[[], None]) -> None:
-        self.path = path
+        super().__init__(path)
         self.root = root
         self._close = close
         self._frames: dict[str, pd.DataFrame] = {}
@@ -78,13 +261,13 @@ class Store:
         self._close()
 
     def keys(self, group: str) -> list[str]:
-        """Names inside a group such as `layers` or `obsm`; empty where there is no such group."""
-        with _reading(self.path, group):
+        """See `Store.keys`."""
+        with reading(self.path, group):
             return [str(key) for key in self.root[group]] if group in self.root else []
 
     def _frame(self, frame: str) -> pd.DataFrame | None:
         """A table of one of the older layouts as a whole; None for the present one, which is read by columns."""
-        with _reading(self.path, frame):
+        with reading(self.path, frame):
             group = self.root[frame]
             attributes = dict(group.attrs)
             if str(attributes.get("encoding-version")) == "0.2.0" and "_index" in attributes:
@@ -102,10 +285,9 @@ class Store:
                     self._frames[frame] = read_elem(group)
             return self._frames[frame]
 
-    def columns(self, frame: str) -> list[str]:
-        """Column names of `obs` or `var`."""
+    def _columns(self, frame: str) -> list[str]:
         whole = self._frame(frame)
-        with _reading(self.path, f"the columns of {frame}"):
+        with reading(self.path, f"the columns of {frame}"):
             if whole is not None:
                 return [str(name) for name in whole.columns]
             group = self.root[frame]
@@ -113,32 +295,17 @@ class Store:
             names = [str(name) for name in ([] if order is None else list(order))]
             return [name for name in names if name in group]
 
-    def column(self, frame: str, name: str, *, role: str = "column") -> pd.Series[Any]:
-        """One column of `obs` or `var`.
-
-        Raises
-        ------
-        InputError
-            The column does not exist; the nearest names are given.
-        """
-        names = self.columns(frame)
-        if name not in names:
-            error = unknown(f"{frame} column", name, names, where=str(self.path))
-            listed = ", ".join(names[:30]) + (", ..." if len(names) > 30 else "")
-            raise InputError(
-                f"{error.problem} (wanted as the {role})",
-                remedy=error.remedy + (f" The columns of {frame} are: {listed}" if nearest(name, names) else ""),
-            )
+    def _column(self, frame: str, name: str) -> pd.Series[Any]:
         whole = self._frame(frame)
         if whole is not None:
-            return pd.Series(whole[name]).reset_index(drop=True)
-        with _reading(self.path, f"{frame}[{name!r}]"):
+            return pd.Series(whole[name])
+        with reading(self.path, f"{frame}[{name!r}]"):
             return pd.Series(read_elem(self.root[frame][name]))
 
     def names(self, frame: str) -> Strings:
-        """Index of `obs` or `var` as text: (n,) object."""
+        """See `Store.names`."""
         whole = self._frame(frame)
-        with _reading(self.path, f"the names in {frame}"):
+        with reading(self.path, f"the names in {frame}"):
             if whole is not None:
                 values = whole.index
             else:
@@ -148,40 +315,61 @@ class Store:
             out[:] = [name.decode() if isinstance(name, bytes) else str(name) for name in values]
             return out
 
-    def matrix(self, where: str) -> Matrix:
-        """Open `X`, `layers/NAME` or `obsm/KEY` without reading it.
+    def _element(self, where: str) -> Any:
+        element = self.root.get(where)
+        return None if element is None or _encoding(element) == "null" else element
 
-        Raises
-        ------
-        InputError
-            It does not exist, is not a matrix of numbers, or its parts do not fit together.
-        """
-        with _reading(self.path, where):
+    def table(self, where: str) -> pd.DataFrame | None:
+        """See `Store.table`."""
+        with reading(self.path, where):
             element = self.root.get(where)
-            if element is not None and _encoding(element) == "null":
-                element = None
-        if element is None:
-            raise InputError(f"{self.path}: there is no {where}", remedy="name a matrix that exists")
-        return open_matrix(element, self.path, where)
+            if element is None or _encoding(element) != "dataframe":
+                return None
+            found: pd.DataFrame = read_elem(element)
+            return found
 
 
-def open_store(path: Path) -> Store:
-    """Open an AnnData file (.h5ad) or folder (.zarr), read only.
+def open_store(path: Path, *, labels: Path | None = None) -> Store:
+    """Open a screen, read only: AnnData (.h5ad, .zarr), or one of the formats of `txeval.data.readers`.
+
+    Parameters
+    ----------
+    labels
+        Table (.csv or .tsv) whose first column holds names of samples: its other columns are joined to `obs`.
 
     Raises
     ------
     InputError
-        There is no such file, or it is not AnnData, or it is damaged.
+        There is no such file, or it is of no known format, or it is damaged.
     """
+    from txeval.data.readers import open_foreign, read_label_table
+
     path = Path(path)
-    if not path.exists():
+    try:
+        there = path.exists()
+    except OSError as why:  # a name that the file system does not allow
+        raise InputError(f"{path}: {why.strerror}", remedy="check the path") from None
+    if not there:
         folder = path.parent
         close = nearest(path.name, (p.name for p in folder.iterdir())) if folder.is_dir() else []
         remedy = f"did you mean {' or '.join(close)}?" if close else "check the path"
         raise InputError(f"{path}: no such file", remedy=remedy)
+    store: Store | None = open_foreign(path)
+    if store is None:
+        store = _open_anndata(path)
+    if labels is not None:
+        try:
+            store.join(read_label_table(labels), source=str(labels))
+        except BaseException:
+            store.close()
+            raise
+    return store
+
+
+def _open_anndata(path: Path) -> AnnDataStore:
     store = _open_zarr(path) if path.is_dir() else _open_hdf5(path)
     try:
-        with _reading(path, "its contents"):
+        with reading(path, "its contents"):
             present = set(store.root)
         lacks = [f"it has no {name}" for name in ("obs", "var") if name not in present]
         if lacks or "mod" in present:
@@ -193,17 +381,17 @@ def open_store(path: Path) -> Store:
     return store
 
 
-def _open_zarr(path: Path) -> Store:
+def _open_zarr(path: Path) -> AnnDataStore:
     if not any((path / name).is_file() for name in (".zgroup", "zarr.json", ".zmetadata")):
         raise InputError(
             f"{path}: a folder, but not a Zarr store (no .zgroup and no zarr.json in it)", remedy=_NOT_ANNDATA
         )
-    with _reading(path, "the Zarr store"):
+    with reading(path, "the Zarr store"):
         root = zarr.open_group(str(path), mode="r")
-    return Store(path, root, lambda: None)
+    return AnnDataStore(path, root, lambda: None)
 
 
-def _open_hdf5(path: Path) -> Store:
+def _open_hdf5(path: Path) -> AnnDataStore:
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty (0 bytes)", remedy="copy or download it again")
     try:
@@ -221,17 +409,17 @@ def _open_hdf5(path: Path) -> Store:
             raise InputError(f"{path}: a Git LFS pointer, not the data", remedy="fetch it with: git lfs pull") from why
         kind = {b"PK": "a zip archive", b"\x1f\x8b": "a gzip archive"}.get(head[:2], "another kind of file")
         raise InputError(f"{path}: not an HDF5 file, so no .h5ad ({kind})", remedy=_NOT_ANNDATA) from why
-    return Store(path, file, file.close)
+    return AnnDataStore(path, file, file.close)
 
 
 def _guess(present: set[str]) -> str:
     """What a file that is not AnnData seems to be."""
     if "mod" in present:
         return "it looks like MuData, of which one modality would do"
-    if "matrix" in present and "row_attrs" in present:
-        return "it looks like a loom file"
-    if "matrix" in present:
-        return "it looks like a 10x Genomics file, which scanpy.read_10x_h5 reads"
+    if "molecule_info" in present or {"barcode_idx", "umi"} <= present:
+        return "it looks like molecule_info.h5 of Cell Ranger; filtered_feature_bc_matrix.h5 beside it would do"
+    if {"assays", "cell.names"} <= present:
+        return "it looks like h5Seurat: convert it in R with SeuratDisk::Convert(FILE, dest = 'h5ad')"
     return f"it holds: {', '.join(sorted(present)[:10]) or 'nothing'}"
 
 
@@ -275,13 +463,13 @@ def open_matrix(element: Any, path: Path, where: str) -> Matrix:
     path, where
         Named in errors.
     """
-    with _reading(path, where):
+    with reading(path, where):
         encoding = _encoding(element)
         if encoding in ("csr_matrix", "csc_matrix"):
             data, indices, indptr = element["data"], element["indices"], element["indptr"]
             found = element.attrs.get("shape", element.attrs.get("h5sparse_shape"))
             shape = (int(found[0]), int(found[1]))
-            _check_numeric(data.dtype, path, where)
+            numeric_type(data.dtype, path, where)
             pointers = np.asarray(indptr[:], dtype=np.int64)
             major = shape[0] if encoding == "csr_matrix" else shape[1]
             if (
@@ -298,7 +486,7 @@ def open_matrix(element: Any, path: Path, where: str) -> Matrix:
             kind = CsrMatrix if encoding == "csr_matrix" else CscMatrix
             return kind(pointers, indices, data, shape, path, where)
         if hasattr(element, "dtype") and getattr(element, "ndim", len(getattr(element, "shape", ()))) == 2:
-            _check_numeric(element.dtype, path, where)
+            numeric_type(element.dtype, path, where)
             return DenseMatrix(element, path, where)
     raise InputError(
         f"{path}: {where} is not a matrix of numbers ({encoding or 'of no known layout'}"
@@ -316,7 +504,8 @@ def _encoding(element: Any) -> str:
     return str(attributes.get("encoding-type", ""))
 
 
-def _check_numeric(dtype: Any, path: Path, where: str) -> None:
+def numeric_type(dtype: Any, path: Path, where: str) -> None:
+    """Refuse values that are no numbers."""
     if getattr(np.dtype(dtype), "kind", "O") not in "biuf":
         raise InputError(
             f"{path}: {where} holds values of type {dtype}, not numbers",
@@ -330,12 +519,13 @@ def _missing_chunks(array: Any) -> int:
     return 0 if done is None else int(array.nchunks) - int(done)
 
 
-def _stored(layout: str, array: Any) -> str:
+def stored_as(layout: str, array: Any) -> str:
+    """How an array lies on disk, for people: "csr float32, gzip"."""
     packing = getattr(array, "compression", None)  # HDF5 only; Zarr's codecs have no short common name
     return f"{layout} {array.dtype}" + (f", {packing}" if isinstance(packing, str) else "")
 
 
-def _spans(start: Ints, stop: Ints, gap: int, cap: int) -> Iterator[tuple[int, int]]:
+def spans(start: Ints, stop: Ints, gap: int, cap: int) -> Iterator[tuple[int, int]]:
     """Group stretches [start, stop) of increasing position into reads of at most `cap` (or one stretch)."""
     edges = [0, *(np.flatnonzero(start[1:] - stop[:-1] > gap) + 1).tolist(), len(start)]
     for first, last in itertools.pairwise(edges):
@@ -363,7 +553,7 @@ class _Sparse:
         self.dtype = np.dtype(np.float32) if native == np.float16 else native
         self.path = path
         self.where = where
-        self.stored = _stored("csc" if self.by_columns else "csr", data)
+        self.stored = stored_as("csc" if self.by_columns else "csr", data)
         # What one read may carry along unused: about a chunk.
         chunks = getattr(data, "chunks", None)
         self._gap = max(GAP_ELEMENTS, int(chunks[0]) if chunks else 0)
@@ -373,7 +563,7 @@ class _Sparse:
 
     def _indices(self, start: int, stop: int) -> Any:
         """Indices of stored elements [start, stop), int32 where they fit."""
-        with _reading(self.path, f"{self.where}, indices {start:,} to {stop:,}"):
+        with reading(self.path, f"{self.where}, indices {start:,} to {stop:,}"):
             indices = np.asarray(self.indices[start:stop])
         # An index outside the matrix would make scipy read foreign memory.
         if len(indices) != stop - start or (
@@ -386,7 +576,7 @@ class _Sparse:
 
     def _read(self, start: int, stop: int) -> tuple[Any, Any]:
         """Indices and values of stored elements [start, stop)."""
-        with _reading(self.path, f"{self.where}, values {start:,} to {stop:,}"):
+        with reading(self.path, f"{self.where}, values {start:,} to {stop:,}"):
             data = np.asarray(self.data[start:stop]).astype(self.dtype, copy=False)
         return self._indices(start, stop), data if data.flags.writeable else data.copy()
 
@@ -396,14 +586,14 @@ class _Sparse:
         digest.update(self.indptr.tobytes())
         size = len(self.indptr) * 8 + self.data.shape[0] * (self.dtype.itemsize + self.indices.dtype.itemsize)
         for array in (self.indices, self.data):
-            _digest_array(digest, array, self.path, self.where, whole=size <= FULL_DIGEST_BYTES)
+            digest_array(digest, array, size, self.path, self.where)
         return digest.hexdigest()
 
     def _pick(self, majors: Ints) -> Any:
         """Stored rows (CSR) or columns (CSC) of strictly increasing numbers, as a CSR matrix over them."""
         start, stop = self.indptr[majors], self.indptr[majors + 1]
         parts: list[Any] = []
-        for i, j in _spans(start, stop, self._gap, BLOCK_ELEMENTS):
+        for i, j in spans(start, stop, self._gap, BLOCK_ELEMENTS):
             first, last = int(start[i]), int(stop[j - 1])
             indices, data = self._read(first, last)
             wanted = majors[i:j]
@@ -420,7 +610,7 @@ class _Sparse:
 
 
 class CsrMatrix(_Sparse):
-    """A CSR matrix on disk (or in memory-mapped arrays)."""
+    """A CSR matrix on disk."""
 
     def rows(self, rows: Ints) -> Block:
         """See `Matrix.rows`."""
@@ -452,55 +642,20 @@ class CscMatrix(_Sparse):
         return self._pick(np.arange(start, stop)).T
 
     def _turn(self) -> CsrMatrix:
-        """Copy row-wise into temporary files, holding about `BLOCK_ELEMENTS` stored values at a time.
-
-        Rows are grouped into bands of at most so many values. One pass over the indices counts the values of each
-        row; a second pass appends every value to its band, in sequential writes; then each band is sorted by row
-        in memory. The files have no name, so that they vanish with the process however it ends.
-        """
+        """Copy row-wise into temporary files (see `sort_by_row`)."""
         n, nnz = self.shape[0], int(self.data.shape[0])
-        folder = tempfile.gettempdir()
-        remedy = "store it as CSR (adata.X = adata.X.tocsr()), or set TMPDIR to a folder with more space"
-        size, free = nnz * (4 + 4 + self.dtype.itemsize), shutil.disk_usage(folder).free
-        if size > free:
-            raise InputError(
-                f"{self.path}: {self.where} is stored by columns (CSC); reading it by rows needs {size / 1e9:.1f} GB"
-                f" in {folder}, where {free / 1e9:.1f} GB are free",
-                remedy=remedy,
-            )
         counts = np.zeros(n, dtype=np.int64)
         for a in range(0, nnz, BLOCK_ELEMENTS):
             counts += np.bincount(self._indices(a, min(nnz, a + BLOCK_ELEMENTS)), minlength=n)
         indptr = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
-        edges = [0]
-        while edges[-1] < n:
-            full = int(np.searchsorted(indptr, indptr[edges[-1]] + BLOCK_ELEMENTS, "right")) - 1
-            edges.append(max(edges[-1] + 1, full))
-        try:
-            with contextlib.ExitStack() as stack:
-                rows, columns, values = (
-                    _Scratch(stack.enter_context(tempfile.TemporaryFile()), dtype)
-                    for dtype in (np.dtype(np.int32), np.dtype(np.int32), self.dtype)
-                )
-                self._distribute(indptr, edges, rows, columns, values)
-                for first, last in itertools.pairwise(indptr[edges].tolist()):
-                    order = np.argsort(rows.read(first, last), kind="stable")
-                    for scratch in (columns, values):
-                        scratch.write(first, scratch.read(first, last)[order])
-                arrays = columns.mapped(nnz), values.mapped(nnz)
-        except OSError as why:
-            raise InputError(
-                f"{self.path}: {self.where} is stored by columns (CSC), and its row-wise copy could not be written"
-                f" to {folder} ({why})",
-                remedy=remedy,
-            ) from why
+        remedy = "store it as CSR (adata.X = adata.X.tocsr()), or set TMPDIR to a folder with more space"
+        what = f"{self.path}: {self.where} is stored by columns (CSC)"
+        arrays = sort_by_row(indptr, self._triplets(), self.dtype, what=what, remedy=remedy)
         return CsrMatrix(indptr, *arrays, self.shape, self.path, self.where)
 
-    def _distribute(self, indptr: Ints, edges: list[int], rows: _Scratch, columns: _Scratch, values: _Scratch) -> None:
-        """Append every stored value to the band of its row, in the order of the file."""
+    def _triplets(self) -> Iterator[tuple[Any, Any, Any]]:
+        """Row, column and value of every stored element, in the order of the file."""
         nnz = int(self.data.shape[0])
-        band_of_row = np.repeat(np.arange(len(edges) - 1, dtype=np.int32), np.diff(edges))
-        cursor = indptr[edges[:-1]].copy()
         step = max(1, BLOCK_ELEMENTS // 2)
         for a in range(0, nnz, step):
             b = min(nnz, a + step)
@@ -508,19 +663,85 @@ class CscMatrix(_Sparse):
             first = int(np.searchsorted(self.indptr, a, "right")) - 1
             last = int(np.searchsorted(self.indptr, b, "left"))
             ends: Ints = np.clip(self.indptr[first : last + 1], a, b)
-            column = np.repeat(np.arange(first, last, dtype=np.int32), ends[1:] - ends[:-1])
-            band = band_of_row[row]
-            order = np.argsort(band, kind="stable")
-            sizes = np.bincount(band, minlength=len(cursor))
-            stops = np.cumsum(sizes)
-            pieces = ((rows, row[order]), (columns, column[order]), (values, value[order]))
-            for k in np.flatnonzero(sizes).tolist():
-                for scratch, piece in pieces:
-                    scratch.write(int(cursor[k]), piece[stops[k] - sizes[k] : stops[k]])
-            cursor += sizes
+            yield row, np.repeat(np.arange(first, last, dtype=np.int32), ends[1:] - ends[:-1]), value
 
 
-class _Scratch:
+def sort_by_row(
+    indptr: Ints, triplets: Iterator[tuple[Any, Any, Any]], dtype: np.dtype[Any], *, what: str, remedy: str
+) -> tuple[Any, Any]:
+    """Sort the elements of a sparse matrix by row, in temporary files, about `BLOCK_ELEMENTS` at a time in memory.
+
+    Rows are grouped into bands of at most so many values. Every value is appended to its band, in sequential
+    writes; then each band is sorted by row in memory. The files have no name, so that they vanish with the process
+    however it ends.
+
+    Parameters
+    ----------
+    indptr
+        (n + 1,) int64 pointers of the rows of the result.
+    triplets
+        Row numbers, column numbers and values of pieces of the matrix, in any order.
+    what, remedy
+        Begin of the message, and advice, where there is no room for the files.
+
+    Returns
+    -------
+    (nnz,) int32 column numbers and (nnz,) values, on disk; in the order given within each row
+    """
+    n, nnz = len(indptr) - 1, int(indptr[-1])
+    folder = tempfile.gettempdir()
+    size, free = nnz * (4 + 4 + dtype.itemsize), shutil.disk_usage(folder).free
+    if size > free:
+        raise InputError(
+            f"{what}; reading it by rows needs {size / 1e9:.1f} GB in {folder}, where {free / 1e9:.1f} GB are free",
+            remedy=remedy,
+        )
+    edges = [0]
+    while edges[-1] < n:
+        full = int(np.searchsorted(indptr, indptr[edges[-1]] + BLOCK_ELEMENTS, "right")) - 1
+        edges.append(max(edges[-1] + 1, full))
+    try:
+        with contextlib.ExitStack() as stack:
+            rows, columns, values = (
+                Scratch(stack.enter_context(tempfile.TemporaryFile()), kind)
+                for kind in (np.dtype(np.int32), np.dtype(np.int32), dtype)
+            )
+            _distribute(indptr, edges, triplets, rows, columns, values)
+            for first, last in itertools.pairwise(indptr[edges].tolist()):
+                order = np.argsort(rows.read(first, last), kind="stable")
+                for scratch in (columns, values):
+                    scratch.write(first, scratch.read(first, last)[order])
+            return columns.kept(nnz), values.kept(nnz)
+    except OSError as why:
+        raise InputError(
+            f"{what}, and its row-wise copy could not be written to {folder} ({why})", remedy=remedy
+        ) from why
+
+
+def _distribute(
+    indptr: Ints,
+    edges: list[int],
+    triplets: Iterator[tuple[Any, Any, Any]],
+    rows: Scratch,
+    columns: Scratch,
+    values: Scratch,
+) -> None:
+    """Append every value to the band of its row."""
+    band_of_row = np.repeat(np.arange(len(edges) - 1, dtype=np.int32), np.diff(edges))
+    cursor = indptr[edges[:-1]].copy()
+    for row, column, value in triplets:
+        band = band_of_row[row]
+        order = np.argsort(band, kind="stable")
+        sizes = np.bincount(band, minlength=len(cursor))
+        stops = np.cumsum(sizes)
+        pieces = ((rows, row[order]), (columns, column[order]), (values, value[order]))
+        for k in np.flatnonzero(sizes).tolist():
+            for scratch, piece in pieces:
+                scratch.write(int(cursor[k]), piece[stops[k] - sizes[k] : stops[k]])
+        cursor += sizes
+
+
+class Scratch:
     """An array in a temporary file, written and read by pieces."""
 
     def __init__(self, file: Any, dtype: np.dtype[Any]) -> None:
@@ -537,10 +758,36 @@ class _Scratch:
         self.file.seek(start * self.dtype.itemsize)
         return np.frombuffer(self.file.read((stop - start) * self.dtype.itemsize), dtype=self.dtype)
 
-    def mapped(self, length: int) -> Any:
-        """All of it, memory-mapped; it outlives the file object."""
+    def kept(self, length: int) -> Any:
+        """All of it, to be read by slices; it outlives the file object."""
         self.file.flush()
-        return np.memmap(self.file, dtype=self.dtype, mode="r", shape=(length,)) if length else np.empty(0, self.dtype)
+        return _Kept(os.dup(self.file.fileno()), self.dtype, length)
+
+
+class _Kept:
+    """An array in a file without a name, read by slices.
+
+    Not a memory map: the pages of one count as memory of the process, up to the size of the file.
+    """
+
+    def __init__(self, handle: int, dtype: np.dtype[Any], length: int) -> None:
+        self._file = os.fdopen(handle, "rb", buffering=0)
+        self.dtype = dtype
+        self.shape = (length,)
+
+    def __getitem__(self, where: slice) -> Any:
+        start, stop, _ = where.indices(self.shape[0])
+        out = np.empty(max(0, stop - start), dtype=self.dtype)
+        view, at = out.view(np.uint8), start * self.dtype.itemsize
+        done = 0
+        while done < len(view):
+            # Without a seek, so that forked processes and threads do not move each other's place.
+            piece = os.pread(self._file.fileno(), min(len(view) - done, 1 << 30), at + done)
+            if not piece:
+                raise OSError("a temporary file was cut short")
+            view[done : done + len(piece)] = np.frombuffer(piece, dtype=np.uint8)
+            done += len(piece)
+        return out
 
 
 class DenseMatrix:
@@ -552,7 +799,7 @@ class DenseMatrix:
         self.array = array
         self.shape: tuple[int, int] = (int(array.shape[0]), int(array.shape[1]))
         self.dtype = np.dtype(array.dtype).newbyteorder("=")
-        self.stored = _stored("dense", array)
+        self.stored = stored_as("dense", array)
         self.path = path
         self.where = where
         chunks = getattr(array, "chunks", None)
@@ -564,9 +811,9 @@ class DenseMatrix:
         """See `Matrix.rows`."""
         g = max(1, self.shape[1])
         out: Any = np.empty((len(rows), self.shape[1]), dtype=self.dtype)
-        for i, j in _spans(rows * g, (rows + 1) * g, self._gap, BLOCK_ELEMENTS):
+        for i, j in spans(rows * g, (rows + 1) * g, self._gap, BLOCK_ELEMENTS):
             first, last = int(rows[i]), int(rows[j - 1]) + 1
-            with _reading(self.path, f"{self.where}, rows {first:,} to {last:,}"):
+            with reading(self.path, f"{self.where}, rows {first:,} to {last:,}"):
                 part = np.asarray(self.array[first:last])
             out[i:j] = part if last - first == j - i else part[rows[i:j] - first]
         return out
@@ -579,16 +826,16 @@ class DenseMatrix:
         """See `Matrix.digest`."""
         digest = hashlib.sha256(f"dense{self.dtype}{self.shape}".encode())
         size = self.shape[0] * self.shape[1] * self.dtype.itemsize
-        _digest_array(digest, self.array, self.path, self.where, whole=size <= FULL_DIGEST_BYTES)
+        digest_array(digest, self.array, size, self.path, self.where)
         return digest.hexdigest()
 
 
-def _digest_array(digest: Any, array: Any, path: Path, where: str, *, whole: bool) -> None:
-    """Add an array to a digest, by blocks along its first axis."""
+def digest_array(digest: Any, array: Any, size: int, path: Path, where: str) -> None:
+    """Add an array to a digest, by blocks along its first axis: all of it, or a sample where `size` bytes are many."""
     length = int(array.shape[0])
     width = int(np.prod(array.shape[1:])) or 1
-    with _reading(path, where):
-        if whole:
+    with reading(path, where):
+        if size <= FULL_DIGEST_BYTES:
             step = max(1, BLOCK_ELEMENTS // width)
             starts = list(range(0, length, step))
         else:
@@ -603,5 +850,7 @@ def _stored_bytes(array: Any, path: Path) -> int:
     """Bytes that an array takes on disk."""
     if isinstance(array, h5py.Dataset):
         return int(array.id.get_storage_size())
+    if isinstance(array, np.ndarray):  # made from text, and of no size on disk of its own
+        return int(array.nbytes)
     folder = path / str(array.path)
     return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -13,14 +17,12 @@ from txeval.compute.arrays import F64
 from txeval.data.locate import Progress, fetch, find_file, whole_or_nothing
 from txeval.data.roles import Roles
 from txeval.data.simulate import CONTROL_LABEL, relations_folder, simulate_screen
-from txeval.errors import InputError
+from txeval.data.writing import format_of, smallest_type
+from txeval.errors import InputError, unknown
 
-__all__ = ["DemoScreen", "demo_screen", "prepare_norman", "recover_counts"]
+__all__ = ["DemoScreen", "demo_screen", "prepare_devel", "prepare_norman", "recover_counts"]
 
 NORMAN_FILE = "norman2019_k562_crispra_500hvg.h5ad"
-_DATASET = "norman19"
-#: The dimensions of an intact source; the cells of Norman et al. among its 5,961.
-_SHAPE = (3375, 500)
 
 
 @dataclass(frozen=True)
@@ -92,12 +94,43 @@ def demo_screen(folder: Path, progress: Progress | None = None) -> DemoScreen:
     return DemoScreen(out, how, f"Norman 2019, prepared from {source}", roles, layer="counts")
 
 
-def prepare_norman(source: Path | str, out: Path | str) -> Path:
-    """Prepare the Norman 2019 screen from the file that PerturBench publishes (`devel.h5ad`).
+@dataclass(frozen=True)
+class _Cut:
+    """The cells of one screen in the published file."""
 
-    Keeps the cells of `obs.dataset` "norman19"; adds `obs` columns `control` (bool), `n_perturbed_genes` and
-    `gem_group` ("gemgroup_1" .. "gemgroup_8", from the suffix of the barcode) and the layer `counts`, recovered
-    by `recover_counts`. X is the published one, as float32.
+    shape: tuple[int, int]
+    #: Pattern of a cell's name that says its batch, the column that gets it, and what stands before it.
+    pattern: str
+    column: str
+    prefix: str
+
+
+_CUTS = {
+    "norman19": _Cut((3375, 500), r"-(\d+)$", "gem_group", "gemgroup_"),
+    "mcfaline23": _Cut((2586, 500), r"^(\w\w)\w_", "plate_row", ""),
+}
+
+
+def prepare_norman(source: Path | str, out: Path | str) -> Path:
+    """Prepare the Norman 2019 screen from the file that PerturBench publishes: `prepare_devel` of "norman19"."""
+    return prepare_devel(source, out, "norman19")
+
+
+def prepare_devel(source: Path | str, out: Path | str, dataset: str, *, uns: Mapping[str, Any] | None = None) -> Path:
+    """Prepare one of the two screens in the file that PerturBench publishes (`devel.h5ad`).
+
+    Keeps the cells of `obs.dataset`; adds `obs` columns `control` (bool), `n_perturbed_genes` and the batch, from the
+    name of the cell: `gem_group` ("gemgroup_1" .. "gemgroup_8") or `plate_row` ("01" .. "12"); and the layer `counts`,
+    recovered by `recover_counts`. X is the published one, as float32.
+
+    Parameters
+    ----------
+    out
+        .h5ad file, or .zarr folder.
+    dataset
+        "norman19" (Norman et al. 2019) or "mcfaline23" (McFaline-Figueroa et al. 2024).
+    uns
+        Kept in the file.
 
     Returns
     -------
@@ -112,6 +145,9 @@ def prepare_norman(source: Path | str, out: Path | str) -> Path:
     import anndata
 
     source, out = Path(source), Path(out)
+    if dataset not in _CUTS:
+        raise unknown("screen", dataset, _CUTS, where=str(source))
+    cut = _CUTS[dataset]
     remedy = "give the published devel.h5ad of PerturBench, or delete a broken copy so that it is downloaded again"
     if not source.is_file():
         raise InputError(f"{source} does not exist", remedy=remedy)
@@ -122,16 +158,18 @@ def prepare_norman(source: Path | str, out: Path | str) -> Path:
     absent = [name for name in ("dataset", "perturbation", "condition") if name not in whole.obs]
     if absent:
         raise InputError(f"{source} has no obs column {', '.join(absent)}", remedy=remedy)
-    cells = whole[(whole.obs["dataset"] == _DATASET).to_numpy()].copy()
-    if cells.shape != _SHAPE:
+    cells = whole[(whole.obs["dataset"] == dataset).to_numpy()].copy()
+    if cells.shape != cut.shape:
         raise InputError(
-            f"{source} has {cells.n_obs:,} cells x {cells.n_vars:,} genes of {_DATASET}, "
-            f"not {_SHAPE[0]:,} x {_SHAPE[1]:,}",
+            f"{source} has {cells.n_obs:,} cells x {cells.n_vars:,} genes of {dataset}, "
+            f"not {cut.shape[0]:,} x {cut.shape[1]:,}",
             remedy=remedy,
         )
-    suffix = cells.obs_names.to_series().str.extract(r"-(\d+)$", expand=False)
-    if suffix.isna().any():
-        raise InputError(f"{source}: barcode {suffix.index[suffix.isna()][0]!r} has no GEM group suffix", remedy=remedy)
+    batch = cells.obs_names.to_series().str.extract(cut.pattern, expand=False)
+    if batch.isna().any():
+        raise InputError(
+            f"{source}: cell {batch.index[batch.isna()][0]!r} has no {cut.column} in its name", remedy=remedy
+        )
     label = cells.obs["perturbation"].astype(str)
     obs = cells.obs.drop(columns=["dose", "condition_cell_type"], errors="ignore")
     for name in obs.columns:
@@ -139,18 +177,42 @@ def prepare_norman(source: Path | str, out: Path | str) -> Path:
             obs[name] = obs[name].cat.remove_unused_categories()
     obs["control"] = (label == "control").to_numpy()
     obs["n_perturbed_genes"] = np.where(label == "control", 0, label.str.count(r"\+") + 1)
-    obs["gem_group"] = ("gemgroup_" + suffix).astype("category").to_numpy()
+    obs[cut.column] = (cut.prefix + batch).astype("category").to_numpy()
     expression = sp.csr_matrix(cells.X)
     expression.sort_indices()
+    counts = recover_counts(expression, name=str(source))
     screen = anndata.AnnData(
         X=expression.astype(np.float32),
         obs=obs,
         var=cells.var[["means", "dispersions", "dispersions_norm"]],
-        layers={"counts": recover_counts(expression, name=str(source))},
+        layers={"counts": counts.astype(smallest_type(counts.data))},
+        uns=dict(uns or {}),
     )
-    with whole_or_nothing(out) as part:
-        screen.write_h5ad(part, compression="gzip")
+    if format_of(out) == "h5ad":
+        with whole_or_nothing(out) as part:
+            screen.write_h5ad(part, compression="gzip")
+    else:
+        _write_zarr(screen, out)
     return out
+
+
+def _write_zarr(screen: Any, out: Path) -> None:
+    """Write a small screen as Zarr v3, whole or not at all."""
+    import anndata
+
+    part = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with anndata.settings.override(zarr_write_format=3), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of settings and text types that are to change in Zarr
+            screen.write_zarr(part)
+        if out.is_dir():
+            shutil.rmtree(out)
+        part.replace(out)
+    except OSError as why:
+        raise InputError(f"cannot write {out}: {why.strerror or why}", remedy="name another folder") from why
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def recover_counts(log_normalised: Any, *, name: str = "the matrix", tolerance: float = 0.02) -> sp.csr_matrix:

@@ -12,25 +12,16 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import Bools, Ints, Strings
+from txeval.data.gene_names import is_symbol
+from txeval.data.harmonise import DOUBTFUL, MISSING, canonical, control_spelling
 from txeval.data.matrix import Store
 from txeval.data.samples import Samples
-from txeval.errors import InputError, nearest
+from txeval.errors import InputError, nearest, unknown
 
 __all__ = ["Labelled", "Roles", "read_labels", "single_gene"]
 
-#: Texts that stand for a missing label, compared without case and outer spaces.
-MISSING = ("", "nan", "<na>")
-
-#: Texts that often stand for a missing label, but may be real: kept, and said.
-_DOUBTFUL = ("na", "n/a", "none", "null", "unassigned", "unknown", "ambiguous", "multiplet", "doublet", "undetermined")
-
 #: Label of controls whose perturbation label is missing (a boolean column says that they are controls).
 CONTROL_LABEL = "control"
-
-_LIKELY_CONTROL = re.compile(
-    r"^(ctrl|ctl|control|non.?targeting|nt|ntc|neg|safe.?targeting|dmso|vehicle|untreated|pbs|mock)", re.I
-)
-_SYMBOL = re.compile(r"^(?=.*[A-Za-z])[A-Za-z0-9][A-Za-z0-9.\-]*$")
 
 
 @dataclass(frozen=True)
@@ -44,7 +35,7 @@ class Roles:
     control
         One or several labels of that column that are controls.
     control_column
-        Column that is true for controls.
+        Column that is true for controls. `COLUMN~PATTERN` (see `Store.column`) is true where the pattern is found.
     batch
         Column of batch labels; None: all samples are one batch, "all".
     target_gene
@@ -54,6 +45,11 @@ class Roles:
         Column of cell lines.
     gene_symbol
         `var` column with the gene names; None: the names of `var`.
+    exclude
+        Labels of the perturbation column whose samples are left out, such as "unassigned".
+    separator
+        What joins the genes of a combination: the order of the genes then does not count, and a part that is a
+        control ("KLF1+ctrl") is left out. None: labels are taken as they are.
     """
 
     perturbation: str
@@ -63,11 +59,19 @@ class Roles:
     target_gene: str | None = None
     cell_line: str | None = None
     gene_symbol: str | None = None
+    exclude: tuple[str, ...] = ()
+    separator: str | None = None
 
     def __post_init__(self) -> None:
-        labels: Any = self.control
-        labels = (labels,) if isinstance(labels, str) else tuple(str(label) for label in (labels or ()))
-        object.__setattr__(self, "control", labels)
+        for name in ("exclude", "control"):
+            labels: Any = getattr(self, name)
+            labels = (labels,) if isinstance(labels, str) else tuple(str(label) for label in (labels or ()))
+            object.__setattr__(self, name, labels)
+        both = [label for label in labels if label in self.exclude]
+        if both:
+            raise InputError(
+                f"the label {both[0]!r} is given as a control and to be left out", remedy="name it only once"
+            )
         if labels and self.control_column:
             raise InputError(
                 f"the controls are named twice: by label ({', '.join(labels)}) and by column ({self.control_column})",
@@ -169,13 +173,13 @@ def single_gene(label: str, genes: frozenset[str] | set[str] = frozenset()) -> s
     >>> single_gene("HLA-A"), single_gene("KLF1+MAP2K6"), single_gene("AHR_FEV")
     ('HLA-A', '', '')
     """
-    return label if label in genes or _SYMBOL.match(label) else ""
+    return label if label in genes or is_symbol(label) else ""
 
 
 def _is_combination(label: str) -> bool:
     """Whether a label is several gene symbols joined."""
     parts = re.split(r"[+_|,;&/]", label)
-    return len(parts) > 1 and all(_SYMBOL.match(part.strip()) for part in parts)
+    return len(parts) > 1 and all(is_symbol(part.strip()) for part in parts)
 
 
 def assign(store: Store, roles: Roles) -> Assignment:
@@ -192,15 +196,24 @@ def assign(store: Store, roles: Roles) -> Assignment:
     n = len(column)
     warnings: list[str] = []
     dropped: dict[str, Bools] = {}
+    for label in roles.exclude:
+        if label not in perturbation.labels:
+            error = unknown(
+                "perturbation label", label, perturbation.labels.tolist(), where=f"{path}, {roles.perturbation}"
+            )
+            raise InputError(f"{error.problem} (to be left out)", remedy=error.remedy)
+        rows = perturbation.codes == int(np.searchsorted(perturbation.labels, label))
+        _add(dropped, f"label {label!r} is to be left out", rows)
     if (perturbation.codes < 0).all():
         raise InputError(
             f"{path}: none of the {n:,} samples has a label in obs column {roles.perturbation!r}",
             remedy="name the column that holds the perturbation labels (--perturbation)",
         )
     if roles.control_column is not None:
-        is_control, unknown_flag, note = _flags(
-            store.column("obs", roles.control_column, role="control column"), roles.control_column, path
-        )
+        flags = store.column("obs", roles.control_column, role="control column")
+        if roles.control_column not in store.columns("obs"):  # a pattern: true where it is found
+            flags = flags.notna()
+        is_control, unknown_flag, note = _flags(flags, roles.control_column, path)
         warnings += [note] if note else []
         if not is_control.any():
             raise InputError(
@@ -216,6 +229,9 @@ def assign(store: Store, roles: Roles) -> Assignment:
     else:
         is_control = _controls_by_label(perturbation, roles, path, store.columns("obs"))
     _add(dropped, f"no perturbation label in {roles.perturbation!r}", perturbation.codes < 0)
+    if roles.separator:
+        perturbation, note = _order_free(perturbation, roles)
+        warnings += [note] if note else []
     if roles.batch is None:
         batch = Labelled(np.zeros(n, dtype=np.int64), np.array(["all"]))
         warnings.append("no batch column is given: all samples are one batch, 'all'")
@@ -269,9 +285,27 @@ def _label(labelled: Labelled, rows: Bools, label: str) -> Labelled:
     return Labelled(codes, labels)
 
 
+def _order_free(perturbation: Labelled, roles: Roles) -> tuple[Labelled, str]:
+    """Labels with the genes of combinations sorted, and what became one label by it."""
+    separator = roles.separator or ""
+    names = [
+        label if label in roles.control else canonical(label, separator, roles.control)
+        for label in perturbation.labels.tolist()
+    ]
+    labels, moved = np.unique(np.array(names, dtype=str), return_inverse=True)
+    codes = np.where(perturbation.codes >= 0, moved.reshape(-1)[perturbation.codes], -1)
+    merged = len(perturbation.labels) - len(labels)
+    changed = sum(old != new for old, new in zip(perturbation.labels.tolist(), names, strict=True))
+    note = (
+        f"{changed:,} labels are combinations in another order or with a part that is a control: renamed by the"
+        f" separator {separator!r}" + (f"; {merged:,} of them became one with another label" if merged else "")
+    )
+    return Labelled(codes, labels), note if changed else ""
+
+
 def _controls_by_label(perturbation: Labelled, roles: Roles, path: Path, columns: list[str]) -> Bools:
     labels = perturbation.labels.tolist()
-    likely = [label for label in labels if _LIKELY_CONTROL.match(label)]
+    likely = [label for label in labels if control_spelling(label)]
     hint = f"; in {roles.perturbation!r} these look like controls: {', '.join(likely[:5])}" if likely else ""
     if not roles.control:
         raise InputError(
@@ -360,12 +394,12 @@ def summarise(
         warnings.append(
             f"{len(combined):,} perturbations are combinations, without a single target: {listed(combined)}"
         )
-    doubtful = [label for label in labels[perturbed > 0].tolist() if label.strip().lower() in _DOUBTFUL]
+    doubtful = [label for label in labels[perturbed > 0].tolist() if label.strip().lower() in DOUBTFUL]
     for label in doubtful:
         count = int(perturbed[np.flatnonzero(labels == label)[0]])
         warnings.append(
             f"{count:,} samples are labelled {label!r}, taken as a perturbation like any other: "
-            "if it means that nothing is known of them, take them out of the file"
+            f"if it means that nothing is known of them, leave them out with --exclude {label!r}"
         )
     spelled: dict[str, list[str]] = {}
     for label in labels.tolist():

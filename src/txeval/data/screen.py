@@ -19,13 +19,14 @@ import scipy.sparse as sp
 
 from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Ints, Strings, row_blocks
 from txeval.compute.random import stream
-from txeval.data.matrix import Block, Matrix, Store, open_matrix, open_store
+from txeval.data.matrix import Block, Matrix, Store, open_store
+from txeval.data.readers import stem
 from txeval.data.roles import Roles, assign, summarise
 from txeval.data.samples import Samples
 from txeval.data.scale import SCALES, Evidence, check_declared, determine, first_fault
 from txeval.errors import InputError, unknown
 
-__all__ = ["Screen", "open_screen"]
+__all__ = ["Screen", "look_at", "open_screen"]
 
 #: Stretches of rows, spread over the file, that the scale is determined from, and rows in each.
 SCALE_WINDOWS = 32
@@ -45,7 +46,7 @@ class Screen:
 
     Attributes
     ----------
-    path, name, roles, layer
+    path, name, roles, layer, labels
         As given; `name` defaults to the file name without its suffix.
     where
         Place of the matrix in the file: "X" or "layers/NAME".
@@ -87,8 +88,10 @@ class Screen:
         totals_in_fingerprint: bool,
         report: dict[str, Any],
         max_elements: int | None,
+        labels: Path | None = None,
     ) -> None:
         self.path = store.path
+        self.labels = labels
         self.name = name
         self.roles = roles
         self.layer = layer
@@ -134,7 +137,7 @@ class Screen:
     def _open(self) -> Store:
         # An HDF5 handle does not survive a fork.
         if self._store is None or self._pid != os.getpid():
-            self._store, self._matrix, self._pid = open_store(self.path), None, os.getpid()
+            self._store, self._matrix, self._pid = open_store(self.path, labels=self.labels), None, os.getpid()
         return self._store
 
     def _source(self) -> Matrix:
@@ -239,12 +242,10 @@ class Screen:
         keys = self.obsm_keys()
         if key not in keys:
             raise unknown("embedding in obsm", key, keys, where=str(self.path))
-        element = self._open().root["obsm"][key]
+        store = self._open()
         where = f"obsm/{key}"
-        if dict(element.attrs).get("encoding-type") == "dataframe":
-            from anndata.io import read_elem
-
-            frame: pd.DataFrame = read_elem(element)
+        frame = store.table(where)
+        if frame is not None:
             for column in frame.columns:
                 if not pd.api.types.is_numeric_dtype(frame[column].dtype):
                     raise InputError(
@@ -253,7 +254,7 @@ class Screen:
                     )
             found: Any = frame.to_numpy(dtype=np.float64)
         else:
-            found = open_matrix(element, self.path, where)
+            found = store.matrix(where)
         if found.shape[0] != self.n_file:
             raise InputError(
                 f"{self.path}: {where} has {found.shape[0]:,} rows, but the file has {self.n_file:,} samples",
@@ -360,13 +361,14 @@ def open_screen(
     name: str | None = None,
     max_elements: int | None = None,
     progress: Progress | None = None,
+    labels: str | Path | None = None,
 ) -> Screen:
     """Open a screen, check it, and drop the samples that quality control drops.
 
     Parameters
     ----------
     path
-        .h5ad file or .zarr folder.
+        .h5ad file, .zarr folder, or a file or folder of one of the formats of `txeval.data.readers`.
     roles
         Which column says what.
     layer
@@ -382,6 +384,8 @@ def open_screen(
         Largest rows x genes of a block; default `BLOCK_ELEMENTS`.
     progress
         Called with (done, total, text) while quality control reads the matrix.
+    labels
+        Table (.csv or .tsv) of labels of the samples, by their names in the first column: joined to `obs`.
 
     Raises
     ------
@@ -389,6 +393,7 @@ def open_screen(
         Anything that makes the screen unusable, with the file, column and value, and what to do.
     """
     path = Path(path)
+    labels = None if labels is None else Path(labels)
     if scale is not None and scale not in SCALES:
         raise unknown("scale", scale, SCALES)
     if min_counts is not None and not (math.isfinite(min_counts) and min_counts >= 0):
@@ -397,9 +402,9 @@ def open_screen(
         )
     if max_elements is not None and max_elements < 1:
         raise InputError(f"max_elements is {max_elements}, not a number from 1 up", remedy="leave it out")
-    store = open_store(path)
+    store = open_store(path, labels=labels)
     try:
-        return _open_screen(store, roles, layer, scale, min_counts, name, max_elements, progress)
+        return _open_screen(store, roles, layer, scale, min_counts, name, max_elements, progress, labels)
     except BaseException:
         store.close()
         raise
@@ -414,6 +419,7 @@ def _open_screen(
     name: str | None,
     max_elements: int | None,
     progress: Progress | None,
+    labels: Path | None,
 ) -> Screen:
     path = store.path
     layer = None if layer == "X" else layer
@@ -436,6 +442,7 @@ def _open_screen(
     n_same = len(names) - pd.Index(names).nunique()
     if n_same:
         warnings.append(f"{n_same:,} samples have the name of another sample: nothing can be aligned by name")
+    warnings += store.notes
     if matrix.oddity:
         warnings.append(matrix.oddity)
     if matrix.by_columns:
@@ -461,7 +468,8 @@ def _open_screen(
         store=store,
         matrix=matrix,
         where=where,
-        name=name or path.name.removesuffix(".zarr").removesuffix(".h5ad"),
+        name=name or stem(path),
+        labels=labels,
         roles=roles,
         layer=layer,
         scale=found,
@@ -564,7 +572,7 @@ def _scale(
     store: Store, matrix: Matrix, where: str, genes: Strings, declared: str | None
 ) -> tuple[str, str, list[str]]:
     """Scale of a matrix, what it rests on, and what is odd about it."""
-    evidence, looked = _evidence(matrix, need_rows=declared is None)
+    evidence, looked = look_at(matrix, need_rows=declared is None)
     if evidence.nonfinite is not None:
         p = evidence.nonfinite
         remedy = "take the samples or genes with missing values out of the file, or fill them in"
@@ -599,7 +607,9 @@ def _scale(
     return declared, f"declared; nothing against it in {looked}", warnings
 
 
-def _evidence(matrix: Matrix, *, need_rows: bool, windows: int = SCALE_WINDOWS, seed: int = 0) -> tuple[Evidence, str]:
+def look_at(
+    matrix: Matrix, *, need_rows: bool = True, windows: int = SCALE_WINDOWS, seed: int = 0
+) -> tuple[Evidence, str]:
     """Look at a sample of the values, spread over the whole file."""
     n, g = matrix.shape
     rng = stream(seed, "scale", n, g)
@@ -629,7 +639,7 @@ def _evidence(matrix: Matrix, *, need_rows: bool, windows: int = SCALE_WINDOWS, 
 def _looks_like_counts(store: Store, layer: str) -> bool:
     """Whether a few rows of a layer hold counts. Serves hints only, so an unreadable layer is just not hinted at."""
     try:
-        evidence, _ = _evidence(store.matrix(f"layers/{layer}"), need_rows=False, windows=4)
+        evidence, _ = look_at(store.matrix(f"layers/{layer}"), need_rows=False, windows=4)
     except InputError:
         return False
     return evidence.nonfinite is None and evidence.n_nonzero > 0 and determine(evidence)[0] == "counts"

@@ -2,156 +2,184 @@
 
 from __future__ import annotations
 
-import json
+import itertools
+import math
+import os
+import tempfile
+from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
 
-from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Ints
+from txeval.compute.arrays import F32, F64, Ints
 from txeval.compute.random import stream
-from txeval.data.locate import Progress, whole_or_nothing
-from txeval.errors import InputError
+from txeval.compute.sampling import CountModel, sample_counts
+from txeval.data.locate import Progress
+from txeval.data.profile import Mode, Profile
+from txeval.data.truth import Truth, relations_folder, replace_folder, run_file, table, truth_folder
+from txeval.data.writing import open_writer
+from txeval.errors import InputError, unknown
 
-__all__ = ["CONTROL_LABEL", "Truth", "relations_folder", "simulate_screen"]
+__all__ = ["CONTROL_LABEL", "Simulation", "Truth", "relations_folder", "simulate_screen", "truth_folder"]
 
 #: Label of the non-targeting controls.
 CONTROL_LABEL = "non-targeting"
 
-# Rows that share a random stream. Blocks are whole numbers of these, so no value depends on the block size.
-_ROWS = 64
-_FORMAT = 1
-_INVERSE_DISPERSION = 10.0
-_INTRINSIC = 0.2
+#: Samples that share a random stream. Blocks are whole numbers of these, so no value depends on the block size.
+_ROWS = 128
+#: Streams that one thread works through at a time.
+_PARTS = 8
+
 _TRUTH_NOISE = 0.02
 _NOISY_NOISE = 0.8
-_OFF_MODULE = 0.2
-_KNOCK_DOWN = 0.25
+# Together the shifts of the other programs are about half as large as the one of the target's own program.
+_OFF_PROGRAM = 0.55
 _UNEXPRESSED_MEAN = 0.02
-_TARGET_MEAN = 1.0
+_TARGET_MEAN = 0.5
+_CELL_LINE_SPREAD = 0.5
+_RESPONSE_SPREAD = 0.3
+# Continuous values: log2 intensities, as bulk arrays give them.
+_CONTINUOUS_MEAN = (8.0, 2.0)
+_CONTINUOUS_SPREAD = 0.5
+_LANDMARKS = 978
+_LANDMARKS_PER_GENE = 10
+_INFERRED_NOISE = 0.1
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What a simulated screen was made of.
+class Simulation:
+    """What a simulated screen is like.
+
+    In sample i of batch b and cell line c the activity of program p is z_ip = (strength of its perturbation on p)
+    x (response of c) + N(0, `program_noise`). The log expression of gene g is base_g + shift of c + shift of b +
+    sum_p z_ip loading_pg, and log `knock_down` more for the sample's own target. Counts are negative binomial around
+    this share of the sample's library (variance mean + phi mean^2). Continuous values are the log expression in
+    units of log2, with normal noise; of them the first 978 genes are measured and the others inferred, each from
+    ten measured ones. A perturbation acts on the program of its target with graded strength and, less, on the others.
 
     Attributes
     ----------
-    path
-        The h5ad file.
-    settings
-        Arguments of `simulate_screen`.
-    perturbations
-        One row per perturbation: `perturbation`, `gene` (its target), `kind` ("active"; "none": without effect;
-        "unexpressed": of a gene that is not expressed), `module` (number, -1 without one), `strength`.
-    effects
-        `perturbation`, `module`, `strength`: every shift of the activity of a module, in units of log expression
-        at loading 1. Perturbations without effect have no row.
-    modules
-        `gene`, `module`, `loading` of every gene in a module.
-    relations
-        `entity1`, `entity2`: pairs of target genes in the same module.
-    signal
-        (n, n_modules) float32: the activity of every module in every sample, as in `obsm["X_truth"]`.
+    n_samples, n_genes, n_batches, n_cell_lines, n_programs
+        Dimensions. A batch is of one cell line; lines go around the batches.
+    n_perturbations
+        Perturbations of expressed genes, spread over the programs.
+    unexpressed_targets
+        Further perturbations, of genes that are not expressed (mean count about 0.02): they do nothing.
+    effect
+        Strength of the strongest perturbation; the others go down to a quarter of it. 0: nothing has an effect.
+    null_fraction
+        Share of `n_perturbations` that do nothing, not even to their target.
+    knock_down
+        What an effective perturbation leaves of its target's expression; above 1 for activation.
+    program_noise
+        Standard deviation of the activities between samples alike.
+    batch_effect
+        Standard deviation of the shifts of the genes' log expression in a batch, graded from 0.4 to 1.6 times this
+        over the batches; None: as in the real screen (without grades), or 0.2.
+    control_fraction
+        Share of non-targeting controls, at least two in each batch.
+    depth
+        Median total count of a sample; None: as in the real screen, or 5,000.
+    dispersion
+        phi of every gene; None: as in the real screen, or 0.1.
+    mode
+        "counts" or "continuous".
+    seed
+        Same seed and dimensions give the same content, whatever the block size and number of threads.
     """
 
-    path: Path
-    settings: dict[str, Any]
-    perturbations: pd.DataFrame
-    effects: pd.DataFrame
-    modules: pd.DataFrame
-    relations: pd.DataFrame
-    signal: F32
+    n_samples: int = 4000
+    n_genes: int = 300
+    n_perturbations: int = 40
+    n_batches: int = 6
+    n_cell_lines: int = 1
+    n_programs: int = 8
+    unexpressed_targets: int = 25
+    effect: float = 1.0
+    null_fraction: float = 0.1
+    knock_down: float = 0.25
+    program_noise: float = 0.2
+    batch_effect: float | None = None
+    control_fraction: float = 0.1
+    depth: float | None = None
+    dispersion: float | None = None
+    mode: Mode = "counts"
+    seed: int = 0
 
-    @classmethod
-    def load(cls, path: Path | str) -> Truth:
-        """Load the truth of a screen that `simulate_screen` wrote.
+    def __post_init__(self) -> None:
+        for name in ("n_samples", "n_genes", "n_perturbations", "n_batches", "n_cell_lines", "n_programs"):
+            _whole(name, getattr(self, name), 1)
+        _whole("unexpressed_targets", self.unexpressed_targets, 0)
+        _whole("seed", self.seed, 0)
+        for name, low, high in (
+            ("null_fraction", 0.0, 1.0),
+            ("control_fraction", 0.0, 1.0),
+            ("effect", 0.0, 10.0),
+            ("batch_effect", 0.0, 10.0),
+            ("program_noise", 0.0, 10.0),
+            ("dispersion", 0.0, 100.0),
+            ("knock_down", 0.0, 100.0),
+            ("depth", 1.0, 1e8),
+        ):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise InputError(f"{name} is {value!r}", remedy=f"give a number from {low:g} to {high:g}")
+        if self.mode not in get_args(Mode):
+            raise unknown("mode", str(self.mode), get_args(Mode))
+        if self.n_cell_lines > self.n_batches:
+            raise InputError(
+                f"{self.n_cell_lines} cell lines in {self.n_batches} batches: a batch is of one line",
+                remedy="ask for more batches or fewer cell lines",
+            )
+        targets = self.n_perturbations + self.unexpressed_targets
+        if targets >= self.n_genes:
+            raise InputError(
+                f"{self.n_genes:,} genes are too few for {targets:,} target genes",
+                remedy="ask for more genes, or fewer perturbations (n_perturbations, unexpressed_targets)",
+            )
 
-        Raises
-        ------
-        InputError
-            Where the file or its truth is not there.
-        """
-        import h5py
 
-        path = Path(path)
-        beside = _truth_file(path)
-        if not path.is_file() or not beside.is_file():
-            raise InputError(f"{path} has no truth beside it ({beside.name})", remedy="simulate the screen again")
-        content = json.loads(beside.read_text(encoding="utf-8"))
-        with h5py.File(path, "r") as file:
-            signal = np.asarray(file["obsm/X_truth"][...], dtype=np.float32)
-        tables = {name: pd.DataFrame(content[name]) for name in ("perturbations", "effects", "modules", "relations")}
-        return cls(path=path, settings=content["settings"], signal=signal, **tables)
-
-
-def relations_folder(path: Path | str) -> Path:
-    """Folder of the known relationships of a simulated screen, as `load_relations` reads it."""
-    path = Path(path)
-    return path.with_name(f"{path.stem}_relations")
-
-
-def _truth_file(path: Path) -> Path:
-    return path.with_name(f"{path.stem}.truth.json")
+def _whole(name: str, value: object, low: int) -> None:
+    if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
+        raise InputError(f"{name} is {value!r}", remedy=f"give a whole number, at least {low}")
 
 
 def simulate_screen(
     out: Path | str,
+    simulation: Simulation | None = None,
     *,
-    n_samples: int = 4000,
-    n_genes: int = 300,
-    n_perturbations: int = 40,
-    n_batches: int = 6,
-    n_modules: int = 8,
-    effect: float = 1.0,
-    batch_effect: float = 0.2,
-    null_fraction: float = 0.1,
-    unexpressed_targets: int = 25,
-    control_fraction: float = 0.1,
-    depth: float = 5000.0,
-    seed: int = 0,
+    like: Profile | None = None,
     max_elements: int | None = None,
+    threads: int | None = None,
     progress: Progress | None = None,
+    **settings: Any,
 ) -> Truth:
-    """Simulate a perturbation screen and write it as h5ad, block by block.
+    """Simulate a perturbation screen (see `Simulation`) and write it block by block.
 
-    In sample i of batch b the activity of module m is z_im = strength of its perturbation on m + N(0, 0.2). Gene g
-    is expressed in proportion to exp(base_g + sum_m z_im loading_mg + batch shift_bg), its own target at a quarter of
-    that; counts are negative binomial around this share of the sample's library (variance mean + mean^2 / 10). A
-    perturbation acts on the module of its target with graded strength and, a fifth as strongly, on the others.
-
-    `obs`: `perturbation` (the target gene's name, or "non-targeting"), `gene`, `batch`, `control` (bool). X: counts,
-    CSR float32. `obsm`: `X_truth` (z with noise 0.02) and `X_noisy` (z with noise 0.8), without batch effects.
-    The truth is written beside the file, and its relations as a folder of databases (`relations_folder`).
+    `obs`: `perturbation` (the target gene's name, or "non-targeting"), `gene`, `batch`, `control` (bool), and
+    `cell_line` where there are several. X: counts, CSR, in the smallest integer type that holds them; or continuous
+    values, dense float32. `obsm`: `X_truth` (z with noise 0.02) and `X_noisy` (z with noise 0.8), without batch
+    effects. `var`: `landmark`, of continuous values. The truth is written into a folder beside it (`truth_folder`).
 
     Parameters
     ----------
     out
-        The h5ad file; appears whole or not at all.
-    n_samples, n_genes, n_batches, n_modules
-        Dimensions. Memory does not grow with `n_samples` x `n_genes`.
-    n_perturbations
-        Perturbations of expressed genes, spread over the modules.
-    effect
-        Strength of the strongest perturbation; the others go down to a quarter of it. 0: nothing has an effect.
-    batch_effect
-        Standard deviation of the shift of each gene's log expression in a batch.
-    null_fraction
-        Share of `n_perturbations` that do nothing, not even to their target.
-    unexpressed_targets
-        Further perturbations, of genes that are not expressed (mean count about 0.02): they do nothing either.
-    control_fraction
-        Share of non-targeting controls, at least two in each batch.
-    depth
-        Median total count of a sample.
-    seed
-        Same seed and dimensions give the same content, whatever the block size.
+        .h5ad file or .zarr folder; appears whole or not at all.
+    simulation
+        What it is like; None: made of `settings`, which are the fields of `Simulation`.
+    like
+        What was learnt from a real screen by `fit_profile`: mean and dispersion of the genes, library sizes, batch
+        shifts. With as many genes as it has they keep their names; otherwise genes are drawn from it.
     max_elements
-        Values per block.
+        Samples x genes that are made at a time.
+    threads
+        Threads that make values; None: up to 4, no more than the cores.
     progress
         Called with (samples done, samples, text).
 
@@ -160,117 +188,185 @@ def simulate_screen(
     InputError
         For dimensions that do not go together, and where the file cannot be written.
     """
-    settings = {
-        "n_samples": n_samples,
-        "n_genes": n_genes,
-        "n_perturbations": n_perturbations,
-        "n_batches": n_batches,
-        "n_modules": n_modules,
-        "effect": effect,
-        "batch_effect": batch_effect,
-        "null_fraction": null_fraction,
-        "unexpressed_targets": unexpressed_targets,
-        "control_fraction": control_fraction,
-        "depth": depth,
-        "seed": seed,
-    }
-    design = _Design(settings)
+    asked = Simulation(**settings) if simulation is None else simulation
+    design = _Design(asked, like)
     out = Path(out)
-    with whole_or_nothing(out) as part:
-        signal = _write(part, design, max_elements, progress)
-        truth = Truth(out, settings, design.perturbations, design.effects, design.modules, design.relations, signal)
-        _write_truth(truth)
+    folder = truth_folder(out)
+    truth = design.truth(out)
+    writer = open_writer(
+        out,
+        genes=design.genes,
+        layout="csr" if asked.mode == "counts" else "dense",
+        dtype=None if asked.mode == "counts" else np.float32,
+        obs=design.obs(),
+        var=design.var(),
+        uns={"simulated": True},
+    )
+    try:
+        with writer, tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.stem}-") as room:
+            scratch = Path(room)
+            shape = (design.n, design.q)
+            signal, noisy = (
+                np.lib.format.open_memmap(scratch / f"{name}.npy", mode="w+", dtype=np.float32, shape=shape)
+                for name in ("signal", "noisy")
+            )
+            for where, block, truth_rows, noisy_rows in _blocks(design, max_elements, threads):
+                writer.append(block)
+                signal[where], noisy[where] = truth_rows, noisy_rows
+                if progress is not None:
+                    progress(where.stop, design.n, "simulating a screen")
+            # Plain arrays over the same pages: what writes them does not know memory maps.
+            writer.obsm = {"X_truth": np.asarray(signal), "X_noisy": np.asarray(noisy)}
+            truth.write(scratch / "truth")
+            writer.finish()
+            writer.obsm = {}
+            replace_folder(scratch / "truth", folder)
+            run_file(out).write_text(truth.run(), encoding="utf-8")
+    except OSError as why:
+        raise InputError(f"cannot write {out}: {why.strerror or why}", remedy="name another folder") from why
     return truth
 
 
 class _Design:
     """Everything but the samples' own values: small enough to be held."""
 
-    def __init__(self, settings: dict[str, Any]) -> None:
-        _check(settings)
-        self.n = int(settings["n_samples"])
-        self.g = int(settings["n_genes"])
-        self.q = int(settings["n_modules"])
-        self.seed = int(settings["seed"])
-        self.depth = float(settings["depth"])
-        self._make_genes(settings)
-        self._make_effects(settings)
-        self._make_samples(settings)
+    def __init__(self, asked: Simulation, like: Profile | None) -> None:
+        if like is not None and like.mode != asked.mode:
+            raise InputError(
+                f"{like.source} holds {like.mode} values, but mode is {asked.mode!r}", remedy=f"ask for {like.mode}"
+            )
+        self.asked = asked
+        self.like = like
+        self.n, self.g, self.q = asked.n_samples, asked.n_genes, asked.n_programs
+        self.seed = asked.seed
+        self.continuous = asked.mode == "continuous"
+        self.depth = float(asked.depth or (like.depth if like is not None and not self.continuous else 5000.0))
+        self._make_genes()
+        self._make_programs()
+        self._make_effects()
+        self._make_samples()
+        self._make_batches()
 
-    def _make_genes(self, settings: dict[str, Any]) -> None:
+    def _make_genes(self) -> None:
+        """Means, spreads, and which genes are targets."""
+        asked, like = self.asked, self.like
         rng = stream(self.seed, "simulate", "genes")
-        n_expressed, n_silent = int(settings["n_perturbations"]), int(settings["unexpressed_targets"])
         width = max(4, len(str(self.g)))
-        self.genes = np.array([f"GENE{i + 1:0{width}d}" for i in range(self.g)])
+        names = np.array([f"GENE{i + 1:0{width}d}" for i in range(self.g)], dtype=object)
+        if like is None:
+            chosen = None
+            mean = (
+                rng.normal(*_CONTINUOUS_MEAN, self.g)
+                if self.continuous
+                else rng.lognormal(0.0, _spread(self.g), self.g)
+            )
+            spread = np.full(self.g, _CONTINUOUS_SPREAD if self.continuous else 0.1)
+            self.batch_spread = np.full(self.g, 0.2)
+        else:
+            g = len(like.genes)
+            chosen = np.arange(g) if g == self.g else rng.integers(0, g, self.g)
+            if g == self.g:
+                names = _unique(like.genes)
+            mean, spread, self.batch_spread = like.mean[chosen], like.spread[chosen], like.batch_spread[chosen]
+        if asked.dispersion is not None and not self.continuous:
+            spread = np.full(self.g, asked.dispersion)
+        if asked.batch_effect is not None:
+            self.batch_spread = np.full(self.g, asked.batch_effect)
+        self.genes = names
+        # Counts: the Poisson distribution is the limit of no dispersion.
+        self.spread: F64 = spread if self.continuous else np.maximum(spread, 1e-6)
+        mean = mean if self.continuous else mean * (self.depth / mean.sum())
+        self.mean: F64 = mean
+        self._choose_targets(rng)
+        if not self.continuous:
+            self.mean *= self.depth / self.mean.sum()
+
+    def _choose_targets(self, rng: np.random.Generator) -> None:
+        asked = self.asked
         order = rng.permutation(self.g)
-        # Targets are named in sorted order, so that a gene's number says nothing about its module.
-        self.targets = np.sort(order[:n_expressed])
-        self.silent = np.sort(order[n_expressed : n_expressed + n_silent])
-        others = order[n_expressed + n_silent :]
+        n_silent, n_expressed = asked.unexpressed_targets, asked.n_perturbations
+        low = 0.05 if not self.continuous else -np.inf
+        rare = [g for g in order.tolist() if self.mean[g] < low]
+        # Where too few genes are rare enough, further ones are made so.
+        rest = [g for g in order.tolist() if self.mean[g] >= low] if len(rare) < n_silent else []
+        self.silent = np.sort(np.array((rare + rest)[:n_silent], dtype=np.int64))
+        taken = np.zeros(self.g, dtype=bool)
+        taken[self.silent] = True
+        if self.continuous and n_silent:
+            floor = 0.2 if self.like is None else float(min(self.mean.min(), 0.0))
+            self.mean[self.silent] = floor
+            self.spread[self.silent] = np.minimum(self.spread[self.silent], 0.1)
+        elif n_silent:
+            self.mean[self.silent] = np.minimum(self.mean[self.silent], _UNEXPRESSED_MEAN)
+        free = order[~taken[order]]
+        if self.continuous:
+            targets = free[:n_expressed]
+        else:
+            high = free[self.mean[free] >= _TARGET_MEAN]
+            if len(high) < n_expressed:
+                others = free[self.mean[free] < _TARGET_MEAN]
+                others = others[np.argsort(-self.mean[others], kind="stable")]
+                high = np.concatenate([high, others])
+            targets = high[:n_expressed]
+        # Targets are named in sorted order, so that a gene's number says nothing about its program.
+        self.targets = np.sort(targets)
+        taken[self.targets] = True
+        self.others = order[~taken[order]]
+        n_measured = min(_LANDMARKS, self.g) if self.continuous else self.g
+        self.measured = np.zeros(self.g, dtype=bool)
+        self.measured[:n_measured] = True
 
-        share = rng.lognormal(0.0, 1.2, self.g)
-        share *= self.depth / share.sum()
-        share[self.targets] = np.maximum(share[self.targets], _TARGET_MEAN)
-        share[self.silent] = _UNEXPRESSED_MEAN
-        self.log_base: F64 = np.log(share)
-
-        self.target_module = rng.permutation(np.arange(n_expressed) % self.q)
-        module = np.full(self.g, -1)
-        module[self.targets] = self.target_module
-        members = others[: int(0.6 * len(others))]
-        module[members] = rng.integers(0, self.q, len(members))
+    def _make_programs(self) -> None:
+        rng = stream(self.seed, "simulate", "programs")
+        n_expressed = len(self.targets)
+        self.target_program = rng.permutation(np.arange(n_expressed) % self.q)
+        program = np.full(self.g, -1)
+        program[self.targets] = self.target_program
+        members = self.others[: int(0.6 * len(self.others))]
+        program[members] = rng.integers(0, self.q, len(members))
         loading = rng.uniform(0.4, 1.0, self.g) * np.where(rng.random(self.g) < 0.75, 1.0, -1.0)
-        self.loadings: F64 = np.zeros((self.q, self.g))
-        inside = np.flatnonzero(module >= 0)
-        self.loadings[module[inside], inside] = loading[inside]
-        self.modules = pd.DataFrame(
-            {"gene": self.genes[inside], "module": module[inside], "loading": loading[inside].round(6)}
-        )
-        self.loadings[module[inside], inside] = self.modules["loading"]
+        self.inside = np.flatnonzero(program >= 0)
+        self.program = program[self.inside]
+        self.loading: F64 = loading[self.inside].round(6)
+        if self.continuous and not self.measured.all():
+            n, m = int(np.sum(~self.measured)), int(self.measured.sum())
+            per = min(_LANDMARKS_PER_GENE, m)
+            columns = rng.integers(0, m, (n, per))
+            weights = rng.normal(0.0, 1.0 / math.sqrt(per), (n, per))
+            pointers = np.arange(0, n * per + 1, per)
+            self.inferred: Any = sp.csr_matrix((weights.ravel(), columns.ravel(), pointers), shape=(n, m)).T.tocsr()
+            self.inferred_mean, self.inferred_spread = self.mean[~self.measured], self.spread[~self.measured]
 
-    def _make_effects(self, settings: dict[str, Any]) -> None:
+    def _make_effects(self) -> None:
+        asked = self.asked
         rng = stream(self.seed, "simulate", "effects")
         n = len(self.targets)
-        strength = np.linspace(0.25, 1.0, n) if n > 1 else np.ones(n)
-        strength = rng.permutation(strength) * float(settings["effect"])
-        strength[rng.permutation(n)[: round(float(settings["null_fraction"]) * n)]] = 0.0
-        sign = np.where(rng.random(self.q) < 0.5, -1.0, 1.0)[self.target_module]
-        shifts = rng.normal(0.0, _OFF_MODULE, (n, self.q)) * strength[:, None]
-        shifts[np.arange(n), self.target_module] = sign * strength
+        size = np.linspace(0.25, 1.0, n) if n > 1 else np.ones(n)
+        size = rng.permutation(size) * asked.effect
+        size[rng.permutation(n)[: round(asked.null_fraction * n)]] = 0.0
+        sign = np.where(rng.random(self.q) < 0.5, -1.0, 1.0)[self.target_program]
+        shifts = rng.normal(0.0, _OFF_PROGRAM / math.sqrt(self.q), (n, self.q)) * size[:, None]
+        shifts[np.arange(n), self.target_program] = sign * size
         # Row 0 is for controls, the last ones for targets that are not expressed.
         self.shifts: F64 = np.zeros((1 + n + len(self.silent), self.q))
         self.shifts[1 : n + 1] = shifts.round(6)
-        target = np.concatenate([self.targets, self.silent]).astype(int)
-        self.label_target = np.concatenate([[-1], target]).astype(int)
-        active = np.concatenate([[False], strength != 0, np.zeros(len(self.silent), dtype=bool)])
-        self.knocked_down = np.where(active, self.label_target, -1)
-        self.labels = np.concatenate([[CONTROL_LABEL], self.genes[target]])
-        kind = np.where(strength != 0, "active", "none").tolist() + ["unexpressed"] * len(self.silent)
-        self.perturbations = pd.DataFrame(
-            {
-                "perturbation": self.labels[1:],
-                "gene": self.labels[1:],
-                "kind": kind,
-                "module": np.concatenate([self.target_module, np.full(len(self.silent), -1)]).astype(int),
-                "strength": np.concatenate([(sign * strength).round(6) + 0.0, np.zeros(len(self.silent))]),
-            }
-        )
-        which, module = np.nonzero(self.shifts)
-        self.effects = pd.DataFrame(
-            {"perturbation": self.labels[which], "module": module, "strength": self.shifts[which, module]}
-        )
-        pairs = [
-            (self.genes[self.targets[i]], self.genes[self.targets[j]])
-            for i in range(n)
-            for j in range(i + 1, n)
-            if self.target_module[i] == self.target_module[j]
-        ]
-        self.relations = pd.DataFrame(pairs, columns=["entity1", "entity2"], dtype=object)
+        self.strength = (sign * size).round(6) + 0.0
+        target = np.concatenate([self.targets, self.silent]).astype(np.int64)
+        self.labels = np.concatenate([np.array([CONTROL_LABEL], dtype=object), self.genes[target]])
+        active = np.concatenate([[False], size != 0, np.zeros(len(self.silent), dtype=bool)])
+        self.knocked_down = np.where(active, np.concatenate([[-1], target]), -1)
+        self.kind = np.where(size != 0, "active", "none").tolist() + ["unexpressed"] * len(self.silent)
+        lines = asked.n_cell_lines
+        self.responses: F64 = np.ones((lines, len(self.labels)))
+        if lines > 1:
+            self.responses[:, 1:] = np.maximum(rng.normal(1.0, _RESPONSE_SPREAD, (lines, len(self.labels) - 1)), 0.0)
+            self.responses = self.responses.round(6)
 
-    def _make_samples(self, settings: dict[str, Any]) -> None:
+    def _make_samples(self) -> None:
+        asked = self.asked
         rng = stream(self.seed, "simulate", "samples")
-        n_batches, n_labels = int(settings["n_batches"]), len(self.labels)
-        n_control = max(round(float(settings["control_fraction"]) * self.n), 2 * n_batches)
+        n_batches, n_labels = asked.n_batches, len(self.labels)
+        n_control = max(round(asked.control_fraction * self.n), 2 * n_batches)
         rest = self.n - n_control
         if rest < n_labels - 1:
             raise InputError(
@@ -287,122 +383,226 @@ class _Design:
         order = rng.permutation(self.n)
         self.label: Ints = label[order]
         self.batch: Ints = batch[order]
-        scale = float(settings["batch_effect"])
-        self.batch_shift: F64 = rng.normal(0.0, scale, (n_batches, self.g))
-        self.batch_depth: F64 = rng.normal(0.0, scale / 2, n_batches)
-        self.batches = np.array([f"batch_{i + 1}" for i in range(n_batches)])
+
+    def _make_batches(self) -> None:
+        """Expression of every gene in an unperturbed sample of each batch, and the libraries."""
+        asked, like = self.asked, self.like
+        rng = stream(self.seed, "simulate", "batches")
+        n = asked.n_batches
+        self.line_of = np.arange(n) % asked.n_cell_lines
+        lines = rng.normal(0.0, _CELL_LINE_SPREAD if asked.n_cell_lines > 1 else 0.0, (asked.n_cell_lines, self.g))
+        # Graded, so that there are batches that should mix less; those of a real screen are as they are.
+        grade = np.ones(n) if like is not None or n == 1 else rng.permutation(np.linspace(0.4, 1.6, n))
+        shift = (rng.standard_normal((n, self.g)) * self.batch_spread * grade[:, None]).astype(np.float32)
+        self.batch_shift = np.sqrt(np.square(shift, dtype=np.float64).mean(axis=1))
+        learnt = like is not None and asked.batch_effect is None
+        spread = like.depth_spread if like is not None and learnt else float(self.batch_spread.mean()) / 2
+        self.log_depth: F64 = rng.normal(0.0, 0.0 if self.continuous else spread, n)
+        shift += lines[self.line_of].astype(np.float32)
+        names = np.array([f"batch_{i + 1}" for i in range(n)], dtype=object)
+        self.batches, self.lines = names, np.array([f"line_{i + 1}" for i in range(asked.n_cell_lines)], dtype=object)
+        members = self.inside.astype(np.int32)
+        if self.continuous:
+            real = like is not None
+            # What is learnt of continuous values is in their own units already.
+            self.unit = 1.0 if real else 1.0 / math.log(2.0)
+            self.base = (self.mean + self.unit * shift).astype(np.float32)
+            self.loadings = sp.csr_matrix((self.loading, (self.program, members)), shape=(self.q, self.g))
+            return
+        self.base = np.exp(np.log(self.mean) + shift).astype(np.float32)
+        # The activities scatter a member's expression too: a real gene's spread holds all of it.
+        spread_of = self.spread.copy()
+        if like is not None and asked.dispersion is None:
+            own = np.expm1((asked.program_noise * self.loading) ** 2)
+            spread_of[members] = np.maximum(spread_of[members] - own, 1e-3)
+        self.model = CountModel(
+            self.base, members, self.program.astype(np.int32), self.loading.astype(np.float32), spread_of
+        )
+
+    def truth(self, path: Path) -> Truth:
+        """Tables of what was planted."""
+        asked = self.asked
+        none = np.full(len(self.silent), -1)
+        which, program = np.nonzero(self.shifts)
+        sizes = np.bincount(self.label, minlength=len(self.labels)).astype(np.float64)
+        mean = sizes @ self.shifts / self.n
+        spread = np.sqrt(np.maximum(sizes @ self.shifts**2 / self.n - mean**2, 0) + asked.program_noise**2)
+        planted = np.zeros(self.g)
+        planted[self.inside] = np.abs(self.loading) * spread[self.program]
+        pairs: list[Any] = [np.empty((0, 2), dtype=np.int64)]
+        for p in range(self.q):
+            mine = self.targets[self.target_program == p]
+            pairs.append(mine[np.stack(np.triu_indices(len(mine), 1), axis=1)])
+        pair = np.concatenate(pairs)
+        many = asked.n_cell_lines > 1
+        n_perturbations = len(self.labels) - 1
+        settings = asdict(asked)
+        if self.like is not None:
+            settings |= {"like": Path(self.like.source).name, "like_notes": list(self.like.notes)}
+        return Truth(
+            path=path,
+            settings=settings,
+            perturbations=table(
+                "perturbations",
+                {
+                    "perturbation": self.labels[1:],
+                    "gene": self.labels[1:],
+                    "kind": self.kind,
+                    "program": np.concatenate([self.target_program, none]),
+                    "strength": np.concatenate([self.strength, np.zeros(len(self.silent))]),
+                },
+            ),
+            effects=table(
+                "effects",
+                {"perturbation": self.labels[which], "program": program, "strength": self.shifts[which, program]},
+            ),
+            programs=table(
+                "programs", {"gene": self.genes[self.inside], "program": self.program, "loading": self.loading}
+            ),
+            relations=table("relations", {"entity1": self.genes[pair[:, 0]], "entity2": self.genes[pair[:, 1]]}),
+            genes=table(
+                "genes",
+                {
+                    "gene": self.genes,
+                    "mean": self.mean.round(6),
+                    "spread": self.spread.round(6),
+                    "batch_spread": self.batch_spread.round(6),
+                    "planted": planted.round(6),
+                    "measured": self.measured,
+                },
+            ),
+            batches=table(
+                "batches",
+                {
+                    "batch": self.batches,
+                    "cell_line": self.lines[self.line_of],
+                    "log_depth": self.log_depth.round(6),
+                    "shift": self.batch_shift.round(6),
+                },
+            ),
+            responses=table(
+                "responses",
+                {
+                    "cell_line": np.repeat(self.lines, n_perturbations) if many else [],
+                    "perturbation": np.tile(self.labels[1:], asked.n_cell_lines) if many else [],
+                    "factor": self.responses[:, 1:].ravel() if many else [],
+                },
+            ),
+        )
 
     def obs(self) -> pd.DataFrame:
         """Columns of the samples."""
-        names = pd.Categorical.from_codes(self.label, categories=pd.Index(self.labels))
-        gene = pd.Categorical.from_codes(self.label, categories=pd.Index(["", *self.labels[1:]]))
-        batch = pd.Categorical.from_codes(self.batch, categories=pd.Index(self.batches))
-        index = pd.Index([f"sample_{i + 1}" for i in range(self.n)])
-        columns = {"perturbation": names, "gene": gene, "batch": batch, "control": self.label == 0}
-        return pd.DataFrame(columns, index=index)
+        columns: dict[str, Any] = {
+            "perturbation": pd.Categorical.from_codes(self.label, categories=pd.Index(self.labels)),
+            "gene": pd.Categorical.from_codes(self.label, categories=pd.Index(["", *self.labels[1:]])),
+            "batch": pd.Categorical.from_codes(self.batch, categories=pd.Index(self.batches)),
+            "control": self.label == 0,
+        }
+        if len(self.lines) > 1:
+            columns["cell_line"] = pd.Categorical.from_codes(self.line_of[self.batch], categories=pd.Index(self.lines))
+        return pd.DataFrame(columns, index=pd.Index([f"sample_{i + 1}" for i in range(self.n)]))
 
-    def rows(self, part: int) -> tuple[slice, F32, F32, F32]:
-        """Samples of one stream: where, counts (m, g), truth (m, q), noisy truth (m, q)."""
+    def var(self) -> pd.DataFrame:
+        """Columns of the genes."""
+        columns = {"landmark": self.measured} if self.continuous else {}
+        return pd.DataFrame(columns, index=pd.Index(self.genes))
+
+    def rows(self, part: int) -> tuple[slice, Any, F32, F32]:
+        """Samples of one stream: where, values (m, g), truth (m, q), noisy truth (m, q)."""
         where = slice(part * _ROWS, min(self.n, (part + 1) * _ROWS))
         label, batch = self.label[where], self.batch[where]
         m = len(label)
         rng = stream(self.seed, "simulate", "values", part)
-        state = self.shifts[label] + rng.normal(0.0, _INTRINSIC, (m, self.q))
-        library = self.depth * np.exp(self.batch_depth[batch] + rng.normal(0.0, 0.25, m))
+        response = self.responses[self.line_of[batch], label]
+        state = self.shifts[label] * response[:, None] + rng.normal(0.0, self.asked.program_noise, (m, self.q))
         truth = state + rng.normal(0.0, _TRUTH_NOISE, (m, self.q))
         noisy = state + rng.normal(0.0, _NOISY_NOISE, (m, self.q))
-        rate = np.exp(self.log_base + self.batch_shift[batch] + state @ self.loadings)
-        hit = np.flatnonzero(self.knocked_down[label] >= 0)
-        rate[hit, self.knocked_down[label[hit]]] *= _KNOCK_DOWN
-        rate *= (library / rate.sum(axis=1))[:, None]
-        rate *= rng.standard_gamma(_INVERSE_DISPERSION, (m, self.g)) / _INVERSE_DISPERSION
-        counts = rng.poisson(rate)
-        return where, counts.astype(np.float32), truth.astype(np.float32), noisy.astype(np.float32)
+        make = self._continuous if self.continuous else self._counts
+        return where, make(rng, label, batch, state), truth.astype(np.float32), noisy.astype(np.float32)
 
+    def _left(self, label: Ints, batch: Ints) -> F64:
+        """What is left of the expression of each sample's target (m,): a weaker response knocks down less."""
+        response = self.responses[self.line_of[batch], label]
+        return np.asarray(self.asked.knock_down**response if self.asked.knock_down > 0 else np.zeros(len(label)))
 
-def _check(settings: dict[str, Any]) -> None:
-    least = {"n_samples": 1, "n_genes": 1, "n_perturbations": 1, "n_batches": 1, "n_modules": 1}
-    for name, low in (least | {"unexpressed_targets": 0}).items():
-        value = settings[name]
-        if not isinstance(value, int | np.integer) or isinstance(value, bool) or value < low:
-            raise InputError(f"{name} is {value!r}", remedy=f"give a whole number, at least {low}")
-    for name in ("null_fraction", "control_fraction"):
-        if not 0 <= settings[name] <= 1:
-            raise InputError(f"{name} is {settings[name]!r}", remedy="give a share from 0 to 1")
-    for name in ("effect", "batch_effect"):
-        if not 0 <= settings[name] < 10:
-            raise InputError(f"{name} is {settings[name]!r}", remedy="give a number from 0 to below 10")
-    if not 0 < settings["depth"] < 1e8:
-        raise InputError(f"depth is {settings['depth']!r}", remedy="give a positive total count")
-    targets = settings["n_perturbations"] + settings["unexpressed_targets"]
-    if targets >= settings["n_genes"]:
-        raise InputError(
-            f"{settings['n_genes']:,} genes are too few for {targets:,} target genes",
-            remedy="ask for more genes, or fewer perturbations (n_perturbations, unexpressed_targets)",
+    def _counts(self, rng: np.random.Generator, label: Ints, batch: Ints, state: F64) -> sp.csr_matrix:
+        m = len(label)
+        if self.like is None:
+            log_library = rng.normal(0.0, 0.25, m)
+        else:
+            log_library = np.interp(rng.random(m), np.linspace(0, 1, len(self.like.library)), self.like.library)
+        counts, columns, pointers = sample_counts(
+            self.model,
+            batch,
+            state.astype(np.float32),
+            self.depth * np.exp(self.log_depth[batch] + log_library),
+            self.knocked_down[label],
+            self._left(label, batch),
+            rng.integers(1, 2**63, 4).astype(np.uint64),
         )
+        return sp.csr_matrix((counts, columns, pointers.astype(np.int32)), shape=(m, self.g))
+
+    def _continuous(self, rng: np.random.Generator, label: Ints, batch: Ints, state: F64) -> F32:
+        m = len(label)
+        values = self.base[batch].astype(np.float64)
+        values += self.unit * (sp.csr_matrix(state) @ self.loadings).toarray()
+        hit = np.flatnonzero(self.knocked_down[label] >= 0)
+        left = np.log(np.maximum(self._left(label, batch), 1e-3))
+        values[hit, self.knocked_down[label[hit]]] += self.unit * left[hit]
+        values += rng.standard_normal((m, self.g)) * self.spread
+        if not self.measured.all():
+            k = int(self.measured.sum())
+            z = (values[:, :k] - self.mean[:k]) / np.maximum(self.spread[:k], 1e-9)
+            noise = rng.normal(0.0, _INFERRED_NOISE, (m, self.g - k))
+            values[:, k:] = self.inferred_mean + self.inferred_spread * (z @ self.inferred + noise)
+        out: F32 = values.astype(np.float32)
+        return out
 
 
-def _blocks(design: _Design, max_elements: int | None) -> Iterator[tuple[slice, F32, F32, F32]]:
-    """Blocks of at most `max_elements` counts, but at least one stream's rows."""
-    per_block = max(1, (max_elements or BLOCK_ELEMENTS) // (design.g * _ROWS))
+def _spread(g: int) -> float:
+    """Standard deviation of log mean expression: that of a whole transcriptome spans more than a panel's."""
+    return 1.2 if g < 1000 else 1.8
+
+
+def _unique(names: Any) -> Any:
+    """Names as they are, those that occur again with a number."""
+    taken = set(map(str, names))
+    seen: set[str] = set()
+    out = []
+    for name in map(str, names):
+        given, number = name, 1
+        while given in seen or (number > 1 and given in taken):
+            number += 1
+            given = f"{name}.{number}"
+        seen.add(given)
+        out.append(given)
+    return np.array(out, dtype=object)
+
+
+def _blocks(design: _Design, max_elements: int | None, threads: int | None) -> Iterator[tuple[slice, Any, F32, F32]]:
+    """Blocks of whole streams, made in threads and given in order."""
+    fits = _PARTS if max_elements is None else max_elements // (design.g * _ROWS)
+    step = max(1, min(_PARTS, fits))
     n_parts = -(-design.n // _ROWS)
-    for first in range(0, n_parts, per_block):
-        parts = [design.rows(part) for part in range(first, min(n_parts, first + per_block))]
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    workers = threads or min(4, cores)
+
+    def make(first: int) -> tuple[slice, Any, F32, F32]:
+        parts = [design.rows(part) for part in range(first, min(n_parts, first + step))]
         where = slice(parts[0][0].start, parts[-1][0].stop)
-        yield where, *(np.concatenate([part[i] for part in parts]) for i in (1, 2, 3))  # type: ignore[misc]
+        values = [part[1] for part in parts]
+        whole = np.concatenate(values) if design.continuous else sp.vstack(values, format="csr")
+        return where, whole, np.concatenate([part[2] for part in parts]), np.concatenate([part[3] for part in parts])
 
-
-def _write(path: Path, design: _Design, max_elements: int | None, progress: Progress | None) -> F32:
-    """Write the file and give the truth (n, q)."""
-    import anndata
-    import h5py
-
-    signal = np.empty((design.n, design.q), dtype=np.float32)
-    noisy = np.empty((design.n, design.q), dtype=np.float32)
-    anndata.AnnData(
-        obs=design.obs(),
-        var=pd.DataFrame(index=pd.Index(design.genes)),
-        obsm={"X_truth": signal, "X_noisy": noisy},
-        uns={"simulated": True},
-    ).write_h5ad(path)
-    with h5py.File(path, "r+") as file:
-        if "X" in file:
-            del file["X"]
-        group = file.create_group("X")
-        group.attrs.update({"encoding-type": "csr_matrix", "encoding-version": "0.1.0"})
-        group.attrs["shape"] = np.array([design.n, design.g], dtype=np.int64)
-        storage: dict[str, Any] = {"maxshape": (None,), "chunks": (1 << 16,), "compression": "gzip", "shuffle": True}
-        storage["compression_opts"] = 1
-        data = group.create_dataset("data", (0,), dtype=np.float32, **storage)
-        indices = group.create_dataset("indices", (0,), dtype=np.int32, **storage)
-        indptr = np.zeros(design.n + 1, dtype=np.int64)
-        filled = 0
-        for where, counts, truth_rows, noisy_rows in _blocks(design, max_elements):
-            block = sp.csr_matrix(counts)
-            for dataset, values in ((data, block.data), (indices, block.indices)):
-                dataset.resize((filled + block.nnz,))
-                dataset[filled:] = values
-            indptr[where.start + 1 : where.stop + 1] = filled + block.indptr[1:]
-            filled += block.nnz
-            signal[where], noisy[where] = truth_rows, noisy_rows
-            if progress is not None:
-                progress(where.stop, design.n, "simulating a screen")
-        group.create_dataset("indptr", data=indptr)
-        for name in ("data", "indices", "indptr"):
-            group[name].attrs.update({"encoding-type": "array", "encoding-version": "0.2.0"})
-        file["obsm/X_truth"][...] = signal
-        file["obsm/X_noisy"][...] = noisy
-    return signal
-
-
-def _write_truth(truth: Truth) -> None:
-    content = {"format": _FORMAT, "settings": truth.settings}
-    for name in ("perturbations", "effects", "modules", "relations"):
-        content[name] = getattr(truth, name).to_dict("list")
-    with whole_or_nothing(_truth_file(truth.path)) as part:
-        part.write_text(json.dumps(content), encoding="utf-8")
-    pairs = relations_folder(truth.path) / "simulated_modules.csv"
-    pairs.unlink(missing_ok=True)
-    if len(truth.relations):
-        with whole_or_nothing(pairs) as part:
-            truth.relations.to_csv(part, index=False, lineterminator="\n")
+    firsts = iter(range(0, n_parts, step))
+    with ThreadPoolExecutor(workers, thread_name_prefix="simulate") as pool:
+        waiting: deque[Future[Any]] = deque(pool.submit(make, first) for first in itertools.islice(firsts, workers + 1))
+        try:
+            while waiting:
+                made = waiting.popleft().result()
+                for first in itertools.islice(firsts, 1):
+                    waiting.append(pool.submit(make, first))
+                yield cast(tuple[slice, Any, F32, F32], made)
+        finally:
+            for future in waiting:
+                future.cancel()

@@ -50,6 +50,8 @@ class EmbedderInfo:
         of None accepts any.
     version
         Raised when the same input gives another result than before.
+    role
+        "floor" or "ceiling" of what an embedding can reach: shown apart, never ranked; "" for a model.
     """
 
     name: str
@@ -61,6 +63,7 @@ class EmbedderInfo:
     licence: str = ""
     citation: str = ""
     version: int = 1
+    role: str = ""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -13,31 +12,11 @@ import numpy as np
 import scipy.sparse as sp
 
 from txeval.compute.arrays import Ints, Strings
+from txeval.data.gene_names import looks_like_ensembl, without_version
 from txeval.embed.checkpoints import load_columns, load_table
 from txeval.errors import InputError, nearest
 
-__all__ = ["GeneMatch", "looks_like_ensembl", "match_genes", "read_aliases", "without_version"]
-
-_ENSEMBL = re.compile(r"^ENS[A-Z]{0,6}G\d{11}")
-_VERSIONED = re.compile(r"^(ENS[A-Z]{0,6}[GTP]\d{11})\.\d+$")
-
-
-def without_version(name: str) -> str:
-    """An Ensembl id without its version; any other name as it is.
-
-    Examples
-    --------
-    >>> without_version("ENSG00000141510.18"), without_version("AC009229.6")
-    ('ENSG00000141510', 'AC009229.6')
-    """
-    found = _VERSIONED.match(name)
-    return found.group(1) if found else name
-
-
-def looks_like_ensembl(names: Iterable[str]) -> bool:
-    """Whether most names are Ensembl gene ids."""
-    listed = [bool(_ENSEMBL.match(name)) for name in names]
-    return bool(listed) and sum(listed) > len(listed) / 2
+__all__ = ["GeneMatch", "match_genes", "read_aliases"]
 
 
 @dataclass(frozen=True)

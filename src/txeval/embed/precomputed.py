@@ -391,13 +391,10 @@ def _open_anndata(path: Path, element: str, source: str) -> _Opened:
             raise InputError(f"{source}: which part of the file?", remedy=f"write {path}#PART, PART one of: {listed}")
         if element != "X" and key not in keys:
             raise unknown("matrix", element, [*known, "X"], where=str(path))
-        attributes = dict(store.root[element].attrs)
         names: Strings = store.names("obs")
         columns: Strings | None = None
-        if attributes.get("encoding-type") == "dataframe":
-            from anndata.io import read_elem
-
-            frame: pd.DataFrame = read_elem(store.root[element])
+        frame = store.table(element)
+        if frame is not None:
             columns = np.array([str(column) for column in frame.columns])
             for column in frame.columns:
                 if not pd.api.types.is_numeric_dtype(frame[column].dtype):

@@ -11,17 +11,19 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path, PurePosixPath
 from types import MappingProxyType
 from typing import IO, Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import yaml
 
+from txeval.data.download import download as transfer
+from txeval.data.download import offline
 from txeval.data.locate import Progress, cache_folder, data_folders, file_digest
 from txeval.errors import InputError, unknown
 
@@ -43,7 +45,6 @@ __all__ = [
 #: File of a folder of weights that says what its files are.
 DIGESTS = "digests.json"
 
-_TIMEOUT = (15, 60)  # seconds to connect, seconds between two packets
 _CHUNK = 1 << 20
 _HUB = "https://huggingface.co"
 
@@ -270,7 +271,7 @@ def fetch_weights(
         _record(folder, entry.name, {})
         return folder
     by_hand = _by_hand(entry, folder)
-    if os.environ.get("TXEVAL_OFFLINE", "0") not in ("", "0"):
+    if offline():
         raise InputError(
             f"the weights {entry.name} lack {', '.join(missing)} in {folder}, and TXEVAL_OFFLINE forbids to fetch them",
             remedy=f"unset TXEVAL_OFFLINE, or {by_hand}",
@@ -308,95 +309,13 @@ def download(
     sha256: str = "",
     progress: Progress = lambda done, total, text: None,
 ) -> str:
-    """Fetch a file by HTTP; it appears under its name when it is whole.
+    """Fetch a file, as `txeval.data.download.download` does, and give its SHA-256 digest.
 
-    What came before an interruption is kept in `.NAME.partial` and gone on with, where the server still has the same
-    file. The address https://huggingface.co is replaced by that of HF_ENDPOINT, where that is set.
-
-    Parameters
-    ----------
-    sha256
-        Digest that the file must have; that which the Hugging Face hub states is checked in any case.
-
-    Returns
-    -------
-    str
-        Its SHA-256 digest.
-
-    Raises
-    ------
-    OSError, ValueError
-        Whatever went wrong, with a reason.
+    The address https://huggingface.co is replaced by that of HF_ENDPOINT, where that is set.
     """
-    import requests
-
-    if urlsplit(url).scheme not in ("http", "https"):
-        raise ValueError(f"{url} is no address of the web")
     if url.startswith(f"{_HUB}/"):
         url = os.environ.get("HF_ENDPOINT", _HUB).rstrip("/") + url.removeprefix(_HUB)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    part = target.with_name(f".{target.name}.partial")
-    note = target.with_name(f".{target.name}.partial.json")
-    headers = {"Accept-Encoding": "identity"}
-    start = 0
-    with suppress(OSError, ValueError):
-        known = json.loads(note.read_text())
-        if known["url"] == url and known["tag"]:
-            start = part.stat().st_size
-            headers |= {"Range": f"bytes={start}-", "If-Range": known["tag"]} if start else {}
-    with requests.get(url, headers=headers, stream=True, timeout=_TIMEOUT) as answer:
-        if answer.status_code == 416 and start:
-            # Nothing is left to send, or the file is another one: begin anew, which settles it.
-            part.unlink(missing_ok=True)
-            note.unlink(missing_ok=True)
-            return download(url, target, sha256=sha256, progress=progress)
-        answer.raise_for_status()
-        goes_on = answer.status_code == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {start}-")
-        if not goes_on:
-            start = 0
-        length = answer.headers.get("Content-Length")
-        total = start + int(length) if length is not None else 0
-        if total and total - start > shutil.disk_usage(target.parent).free:
-            raise OSError(f"{target.name} takes {total / 1e9:.2f} GB, and the disk has no room for it")
-        tag = answer.headers.get("ETag", "")
-        # A weak tag does not say that the bytes are the same.
-        note.write_text(json.dumps({"url": url, "tag": "" if tag.startswith("W/") else tag}))
-        _store(answer, part, start, total, target.name, progress)
-        stated = _stated_digest(answer)
-    digest = file_digest(part)
-    for expected, who in ((sha256, "the catalogue"), (stated, "the server")):
-        if expected and digest != expected:
-            part.unlink(missing_ok=True)
-            note.unlink(missing_ok=True)
-            raise ValueError(f"{target.name} has the SHA-256 digest {digest}, but {who} says {expected}")
-    part.replace(target)
-    note.unlink(missing_ok=True)
-    return digest
-
-
-def _store(answer: Any, part: Path, start: int, total: int, name: str, progress: Progress) -> None:
-    import requests
-
-    done = start
-    try:
-        with part.open("ab" if start else "wb") as out:
-            for chunk in answer.iter_content(_CHUNK):
-                out.write(chunk)
-                done += len(chunk)
-                progress(done, total, f"fetching {name}")
-    except requests.exceptions.RequestException as why:
-        raise OSError(f"the connection broke after {done:,} of {total:,} bytes of {name} ({why})") from why
-    if total and done != total:
-        raise OSError(f"the connection ended after {done:,} of {total:,} bytes of {name}")
-
-
-def _stated_digest(answer: Any) -> str:
-    """SHA-256 that the Hugging Face hub states for a large file, in the answer that sends us on to it."""
-    for one in (*answer.history, answer):
-        tag = one.headers.get("X-Linked-Etag", "").strip('"')
-        if len(tag) == 64 and all(char in "0123456789abcdef" for char in tag):
-            return str(tag)
-    return ""
+    return transfer(url, target, sha256=sha256, progress=progress).sha256
 
 
 def _unpack_needed(entry: Weights, archive: Archive, folder: Path, changed: Iterable[str], progress: Progress) -> None:

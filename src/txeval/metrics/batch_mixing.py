@@ -7,11 +7,12 @@ from typing import Any, Literal
 
 import numpy as np
 
-from txeval.compute.arrays import F32, F64, Rows
-from txeval.compute.groups import checked_matrix, encode
+from txeval.compute.arrays import F32, F64, Ints, Rows
+from txeval.compute.groups import canonical_order, checked_matrix, encode
 from txeval.compute.jit import jit
 from txeval.compute.neighbours import at_least_one, finite_rows, self_neighbours
 from txeval.compute.pca import principal_axes
+from txeval.compute.random import stream
 from txeval.errors import InputError, NotComputable
 
 __all__ = ["IlisiScores", "ilisi", "ilisi_scores"]
@@ -23,12 +24,22 @@ PAPER_VARIANCE = 0.9
 
 @dataclass(frozen=True)
 class IlisiScores:
-    """iLISI per sample, and what it was computed with.
+    r"""iLISI per sample, and what it was computed with.
 
     Attributes
     ----------
     scores
         (n,) float64, 1 to the number of batches.
+    lent
+        (n_batches,) float64, sums to 0: what each batch adds to the sum of all scores by being around, in the linear
+        approximation. A batch is in the score twice, as the batch of samples and as that of neighbours: an interval
+        needs both. With q the shares of the batches among the neighbours of i, :math:`N = \sum_j p_j^2` what these
+        give by being finitely many, which no batch changes, and :math:`a_b = (q_b^2 - \sum_{j \in b} p_j^2) / (1 - N)`
+        the probability that two different neighbours are both of b (A in all): :math:`-s_i^2 (1 - N) (a_b - 2 q_b A +
+        A / B)`, the derivative in the number of batches like b at B batches in all.
+    expected, expected_lent
+        The same under perfect mixing: means over random relabellings of the samples with the same batch sizes, on the
+        same neighbours and weights. Empty where none was asked for.
     n_neighbours
         Other samples that were weighted for each sample.
     perplexity
@@ -40,6 +51,9 @@ class IlisiScores:
     """
 
     scores: F64
+    lent: F64
+    expected: F64
+    expected_lent: F64
     n_neighbours: int
     perplexity: int
     components: int
@@ -47,12 +61,18 @@ class IlisiScores:
 
 
 @jit
-def _inverse_simpson(distances: Any, codes: Any, n_batches: int, perplexity: Any, out: Any) -> None:
-    """1 / sum_c (sum_{j in c} p_j)^2 per row, p fitted to the perplexity by bisection on beta."""
+def _inverse_simpson(
+    distances: Any, indices: Any, labels: Any, n_batches: int, perplexity: Any, out: Any, lent: Any
+) -> None:
+    """1 / sum_c (sum_{j in c} p_j)^2 per row, p fitted to the perplexity by bisection on beta; adds to `lent`.
+
+    `labels` (1 + r, n) holds the batches and r relabellings; the scores of the latter are summed into row 1.
+    """
     m, k = distances.shape
     target = np.log(perplexity)
     p = np.empty(k)
     share = np.zeros(n_batches)
+    squares = np.zeros(n_batches)
     for i in range(m):
         # Subtracting the smallest distance leaves p and its entropy as they are, and keeps the sum above 0.
         nearest = np.float64(distances[i, 0])
@@ -74,13 +94,38 @@ def _inverse_simpson(distances: Any, codes: Any, n_batches: int, perplexity: Any
             else:
                 high = beta
                 beta = beta / 2 if low == -np.inf else (beta + low) / 2
-        for j in range(k):
-            share[codes[i, j]] += p[j] / total
-        simpson = 0.0
-        for j in range(k):
-            simpson += share[codes[i, j]] ** 2
-            share[codes[i, j]] = 0.0
-        out[i] = max(1.0, 1.0 / simpson)
+        for r in range(len(labels)):
+            for j in range(k):
+                c = labels[r, indices[i, j]]
+                weight = p[j] / total
+                share[c] += weight
+                squares[c] += weight * weight
+            simpson = 0.0
+            alone = 0.0
+            for c in range(n_batches):
+                simpson += share[c] ** 2
+                alone += squares[c]
+            score = max(1.0, 1.0 / simpson)
+            row = min(r, 1)
+            out[row, i] += score
+            for c in range(n_batches):
+                both = share[c] ** 2 - squares[c]
+                rest = simpson - alone
+                lent[row, c] -= score * score * (both - 2.0 * share[c] * rest + rest / n_batches)
+                share[c] = 0.0
+                squares[c] = 0.0
+
+
+def _relabelled(X: Rows, codes: Ints, draws: int, seed: int) -> Ints:
+    """Batches of the samples, then `draws` random assignments of as many samples to each: (1 + draws, n)."""
+    labels = np.empty((1 + draws, len(codes)), dtype=np.int64)
+    labels[0] = codes
+    if draws:
+        # By the order of values, so that the order of the samples does not matter.
+        order, pool = canonical_order(X, np.arange(len(codes))), np.sort(codes)
+        for r in range(draws):
+            labels[1 + r, order] = stream(seed, "batch_mixing", "perfect", r).permutation(pool)
+    return labels
 
 
 def ilisi_scores(
@@ -92,6 +137,8 @@ def ilisi_scores(
     components: int | Literal["paper"] | None = None,
     min_components: int | None = None,
     variance: float | None = None,
+    mixing_draws: int = 0,
+    seed: int = 0,
     threads: int = 1,
     device: str = "cpu",
     max_elements: int | None = None,
@@ -105,6 +152,8 @@ def ilisi_scores(
     min_components, variance
         Reduce by PCA to the larger of `min_components` and the number that reaches this share of the variance;
         `components="paper"` is 32 and 0.9.
+    mixing_draws, seed
+        Random relabellings for the expectation under perfect mixing, and their stream.
     threads, device, max_elements
         As `txeval.compute.neighbours.neighbours`; they do not change the scores.
 
@@ -142,16 +191,30 @@ def ilisi_scores(
     values = finite_rows(matrix, name="X")
     values = _reduced(values, min_components, variance, max_elements)
 
-    scores = np.empty(n)
+    if mixing_draws < 0:
+        raise InputError(f"mixing_draws is {mixing_draws}", remedy="give 0 or more")
+    labels = _relabelled(matrix, codes, mixing_draws, seed)
+    scores = np.zeros((2, n))
+    lent = np.zeros((2, len(batches)))
     tied = 0
     around = self_neighbours(values, others, threads=threads, device=device, max_elements=max_elements)
     for rows, distances, indices in around:
         if others < n - 1:
             tied += int((distances[:, -1] == 0).sum())
-        _inverse_simpson(distances, codes[indices], len(batches), float(perplexity), scores[rows])
+        _inverse_simpson(distances, indices, labels, len(batches), float(perplexity), scores[:, rows], lent)
     if tied:
         notes.append(f"{tied} samples have {others} or more duplicates: the first of them in the samples' order count")
-    return IlisiScores(scores, others, perplexity, int(values.shape[1]), tuple(notes))
+    none = np.empty(0)
+    return IlisiScores(
+        scores=scores[0],
+        lent=lent[0],
+        expected=scores[1] / mixing_draws if mixing_draws else none,
+        expected_lent=lent[1] / mixing_draws if mixing_draws else none,
+        n_neighbours=others,
+        perplexity=perplexity,
+        components=int(values.shape[1]),
+        notes=tuple(notes),
+    )
 
 
 def _reduced(values: F32, min_components: int | None, variance: float | None, max_elements: int | None) -> F32:

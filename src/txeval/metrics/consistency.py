@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -37,7 +37,7 @@ __all__ = [
     "tail_p",
 ]
 
-PValue = Literal["paper", "reference"]
+PValue = Literal["paper", "reference", "exact"]
 
 #: Drawn sets whose mean cosine is within rounding of the observed one count as reaching it.
 TIE = 1e-9
@@ -66,15 +66,16 @@ def tail_p(values: npt.ArrayLike, null: npt.ArrayLike, p_value: PValue = "paper"
     null
         (K,) null values; NaN ones are not counted.
     p_value
-        "paper": max(#{null >= x}, 1) / K. "reference": #{null >= x} / K, which can be 0.
+        "paper": max(#{null >= x}, 1) / K. "reference": #{null >= x} / K, which can be 0. "exact": (1 + #{null >= x}) /
+        (1 + K), which is valid where x and the null are exchangeable: the paper's is too small by as much as 1 / K.
 
     Raises
     ------
     NotComputable
         For fewer than two null values.
     """
-    if p_value not in ("paper", "reference"):
-        raise unknown("p_value", str(p_value), ("paper", "reference"))
+    if p_value not in get_args(PValue):
+        raise unknown("p_value", str(p_value), get_args(PValue))
     x = np.asarray(values, dtype=np.float64)
     known = np.asarray(null, dtype=np.float64)
     known = np.sort(known[np.isfinite(known)])
@@ -83,18 +84,25 @@ def tail_p(values: npt.ArrayLike, null: npt.ArrayLike, p_value: PValue = "paper"
     rank = np.searchsorted(known, x, side="left")
     if p_value == "paper":
         p = np.maximum(len(known) - rank, 1) / len(known)
+    elif p_value == "exact":
+        p = (1 + len(known) - rank) / (1 + len(known))
     else:
         # Written as the published code has it, so that rounding agrees where p is compared with a limit.
         p = 1 - rank / len(known)
     return np.where(np.isfinite(x), p, np.nan)
 
 
-def group_consistency(X: Rows, codes: Ints, n_groups: int, *, max_elements: int | None = None) -> tuple[Ints, F64]:
+def group_consistency(
+    X: Rows, codes: Ints, n_groups: int, *, batch: Any = None, max_elements: int | None = None
+) -> tuple[Ints, F64]:
     r"""Mean cosine similarity over all pairs of different samples of every group, in one pass.
 
     .. math:: \bar c_g = \frac{|\sum_i u_i|^2 - n}{n (n - 1)}, \qquad u_i = x_i / |x_i|
 
-    A zero vector has cosine 0 with every sample. Celik et al. 2024; a sample is not paired with itself.
+    A zero vector has cosine 0 with every sample. Celik et al. 2024; a sample is not paired with itself. With `batch`
+    only pairs of samples of different batches count:
+
+    .. math:: \bar c_g = \frac{|\sum_b s_b|^2 - \sum_b |s_b|^2}{n^2 - \sum_b n_b^2}, \qquad s_b = \sum_{i \in b} u_i
 
     Parameters
     ----------
@@ -104,19 +112,40 @@ def group_consistency(X: Rows, codes: Ints, n_groups: int, *, max_elements: int 
         (n,) group of each sample; negative: in no group.
     n_groups
         Number of groups.
+    batch
+        (n,) labels or codes: only pairs across batches. None: all pairs.
     max_elements
         Values of X read at once.
 
     Returns
     -------
     (n, avg)
-        (n_groups,) int64 sizes; (n_groups,) float64 in -1 .. 1, NaN for groups of fewer than two samples.
+        (n_groups,) int64 sizes; (n_groups,) float64 in -1 .. 1, NaN for groups without a pair.
     """
+    if batch is not None:
+        return _across_batches(X, codes, n_groups, batch, max_elements)
     n, nonzero, sums = group_unit_sums(X, codes, n_groups, max_elements=max_elements)
     squares = np.einsum("ij,ij->i", sums, sums)
     pairs = (n * (n - 1)).astype(np.float64)
     avg = np.where(n >= 2, (squares - nonzero) / np.maximum(pairs, 1.0), np.nan)
     return n, np.clip(avg, -1.0, 1.0)
+
+
+def _across_batches(X: Rows, codes: Ints, n_groups: int, batch: Any, max_elements: int | None) -> tuple[Ints, F64]:
+    matrix = checked_matrix(X)
+    codes = as_codes(codes, matrix.shape[0], n_groups)
+    strata, labels = encode(batch, matrix.shape[0], name="batch")
+    cells, cell = np.unique(np.where(codes >= 0, codes * len(labels) + strata, -1), return_inverse=True)
+    outside = int(len(cells) > 0 and cells[0] < 0)
+    n_cell, _, sums = group_unit_sums(matrix, cell.ravel() - outside, len(cells) - outside, max_elements=max_elements)
+    group = cells[outside:] // len(labels)
+    n = np.bincount(group, weights=n_cell, minlength=n_groups).astype(np.int64)
+    total = np.zeros((n_groups, matrix.shape[1]))
+    np.add.at(total, group, sums)
+    within = np.bincount(group, weights=np.einsum("ij,ij->i", sums, sums), minlength=n_groups)
+    pairs = n.astype(np.float64) ** 2 - np.bincount(group, weights=n_cell.astype(np.float64) ** 2, minlength=n_groups)
+    avg = (np.einsum("ij,ij->i", total, total) - within) / np.maximum(pairs, 1.0)
+    return n, np.where(pairs > 0, np.clip(avg, -1.0, 1.0), np.nan)
 
 
 @jit
@@ -156,6 +185,35 @@ def _count_reaching(prefix: Any, indptr: Any, last: Any, sizes: Any, observed: A
             reached[g] += 1
 
 
+@jit
+def _count_reaching_across(
+    prefix: Any, indptr: Any, last: Any, count: Any, observed: Any, tie: float, reached: Any
+) -> None:
+    """As `_count_reaching`, over pairs of different strata: the set takes one prefix of each."""
+    d = prefix.shape[1] - 1
+    total = np.empty(d)
+    for g in range(len(indptr) - 1):
+        for j in range(d):
+            total[j] = 0.0
+        within = 0.0
+        n = 0.0
+        n_within = 0.0
+        for e in range(indptr[g], indptr[g + 1]):
+            row = last[e]
+            square = 0.0
+            for j in range(d):
+                total[j] += prefix[row, j]
+                square += prefix[row, j] * prefix[row, j]
+            within += square
+            n += count[e]
+            n_within += count[e] * np.float64(count[e])
+        square = 0.0
+        for j in range(d):
+            square += total[j] * total[j]
+        if (square - within) / (n * n - n_within) >= observed[g] - tie:
+            reached[g] += 1
+
+
 def _checked_groups(groups: Ints, observed: F64, n_groups: int, draws: int) -> tuple[Ints, F64]:
     groups = np.asarray(groups, dtype=np.int64)
     observed = np.asarray(observed, dtype=np.float64)
@@ -176,6 +234,7 @@ def consistency_permutation_p(
     *,
     draws: int = 1000,
     seed: int = 0,
+    across_batches: bool = False,
 ) -> F64:
     """p-values of mean cosines against random sets of perturbed samples with the same batches.
 
@@ -203,6 +262,8 @@ def consistency_permutation_p(
         (n_groups,) mean cosines, see `group_consistency`.
     draws, seed
         Random sets per group, and their stream.
+    across_batches
+        Whether `avg` and the null are means over pairs of different batches only; every group has two batches then.
 
     Returns
     -------
@@ -216,12 +277,18 @@ def consistency_permutation_p(
     if len(sizes) and sizes.min() < 2:
         small = str(labels[groups[int(sizes.argmin())]])
         raise InputError(f"perturbation {small!r} has {sizes.min()} sample(s)", remedy="test groups of two or more")
+    if across_batches and len(sizes) and np.diff(sets.indptr).min() < 2:
+        single = str(labels[groups[int(np.diff(sets.indptr).argmin())]])
+        raise InputError(f"perturbation {single!r} is in one batch", remedy="test groups of two or more batches")
     reached = np.zeros(len(groups), dtype=np.int64)
     prefix = np.empty((sets.n_slots, matrix.shape[1] + 1))
     for chunk in sets.draw(draws, seed, "consistency"):
         for drawn in chunk:
             _prefix_units(read_rows(matrix, drawn), sets.slot_starts, prefix)
-            _count_reaching(prefix, sets.indptr, sets.last_slots, sizes, avg[groups], TIE, reached)
+            if across_batches:
+                _count_reaching_across(prefix, sets.indptr, sets.last_slots, sets.count, avg[groups], TIE, reached)
+            else:
+                _count_reaching(prefix, sets.indptr, sets.last_slots, sizes, avg[groups], TIE, reached)
     return np.where(sets.testable, (1 + reached) / (draws + 1), np.nan)
 
 

@@ -15,7 +15,18 @@ from txeval.compute.neighbours import NeighbourIndex, at_least_one, finite_rows
 from txeval.compute.pca import principal_axes
 from txeval.errors import InputError, NotComputable
 
-__all__ = ["ClassRanks", "codes_in", "commonest_share", "constant_accuracy", "knn_accuracy", "true_class_ranks"]
+__all__ = [
+    "MAX_AHEAD",
+    "ClassRanks",
+    "codes_in",
+    "commonest_share",
+    "constant_accuracy",
+    "knn_accuracy",
+    "true_class_ranks",
+]
+
+#: Classes before the true one are named where they are so many or fewer: what top 5 needs.
+MAX_AHEAD = 5
 
 #: Added to every distance before it divides 1, so that duplicates have a finite vote.
 _SOFTENING = 1e-5
@@ -30,6 +41,8 @@ class ClassRanks:
     rank
         (m,) int64, 0 for the class with the largest vote. Where the true class has no vote at all it is max(n_classes,
         5), so that it is right in no top 1 or top 5.
+    ahead
+        (m, 5) int64: the classes before the true one, where these are 5 or fewer and it has a vote; -1 elsewhere.
     k
         Neighbours that voted.
     components
@@ -39,13 +52,14 @@ class ClassRanks:
     """
 
     rank: Ints
+    ahead: Ints
     k: int
     components: int
     notes: tuple[str, ...] = ()
 
 
 @jit
-def _rank_by_votes(distances: Any, codes: Any, truth: Any, votes: Any, never: int, out: Any) -> None:
+def _rank_by_votes(distances: Any, codes: Any, truth: Any, votes: Any, never: int, out: Any, ahead: Any) -> None:
     """Rank of the true class per row; `votes` (n_classes,) is zero before and after."""
     m, k = distances.shape
     for i in range(m):
@@ -58,9 +72,13 @@ def _rank_by_votes(distances: Any, codes: Any, truth: Any, votes: Any, never: in
             code = codes[i, j]
             # A class is counted at its first neighbour; clearing its vote keeps it from being counted again.
             if votes[code] > own or (votes[code] == own and code < true):
+                if own > 0 and rank < ahead.shape[1]:
+                    ahead[i, rank] = code
                 rank += 1
             votes[code] = 0.0
         out[i] = rank if own > 0 else never
+        if rank > ahead.shape[1]:
+            ahead[i] = -1
 
 
 def true_class_ranks(
@@ -132,11 +150,12 @@ def true_class_ranks(
 
     index = NeighbourIndex(reference)
     rank = np.empty(m, np.int64)
+    ahead = np.full((m, MAX_AHEAD), -1, dtype=np.int64)
     votes = np.zeros(n_classes)
     never = max(n_classes, 5)
     for rows, distances, indices in index.blocks(queries, k, threads=threads, device=device, max_elements=max_elements):
-        _rank_by_votes(distances, ref_codes[indices], query_codes[rows], votes, never, rank[rows])
-    return ClassRanks(rank, min(k, n), int(reference.shape[1]), tuple(notes))
+        _rank_by_votes(distances, ref_codes[indices], query_codes[rows], votes, never, rank[rows], ahead[rows])
+    return ClassRanks(rank, ahead, min(k, n), int(reference.shape[1]), tuple(notes))
 
 
 def _check_not_empty(n: int, m: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import Rows
@@ -13,7 +14,7 @@ from txeval.compute.random import stream_seed
 from txeval.compute.schedule import learning_rates
 from txeval.compute.softmax import fit_lda, fit_softmax, true_class_ranks_of
 from txeval.errors import InputError, NotComputable, unknown
-from txeval.metrics.knn import codes_in, commonest_share
+from txeval.metrics.knn import MAX_AHEAD, codes_in, commonest_share
 
 __all__ = ["ProbeSolver", "linear_probe"]
 
@@ -75,7 +76,8 @@ def linear_probe(
         `top1`, `top5`: share of test samples whose class has the highest score, or one of the five highest (ties go to
         the label that sorts first). `top1_balanced`: mean over classes of their top 1. `majority`: top 1 of always
         answering the commonest training label. `rank` (m,) int64 rank of the true class, 0 for the best; max(n_classes,
-        5) for a label that the training set lacks. `n_train`, `n_test`, `n_classes`, `n_unknown`, `solver`, `epochs`,
+        5) for a label that the training set lacks; `ahead` (m, 5) codes of the labels before it, where these are 5 or
+        fewer, else -1. `n_train`, `n_test`, `n_classes`, `n_unknown`, `solver`, `epochs`,
         `steps`, `notes`.
 
     Raises
@@ -150,7 +152,8 @@ def linear_probe(
         )
         if classifier.steps < _FEW_STEPS:
             notes.append(f"{classifier.steps} optimiser steps in all: too few to converge")
-    rank = true_class_ranks_of(classifier, test, truth, device=device, threads=threads)
+    ahead = np.empty((m, MAX_AHEAD), dtype=np.int64)
+    rank = true_class_ranks_of(classifier, test, truth, device=device, threads=threads, ahead=ahead)
     right = rank < 1
     own, _ = encode(y_test, m, name="y_test")
     return {
@@ -159,6 +162,7 @@ def linear_probe(
         "top1_balanced": float(pd.Series(right).groupby(own).mean().mean()),
         "majority": commonest_share(codes, truth, len(classes)),
         "rank": rank,
+        "ahead": ahead,
         "n_train": int(n),
         "n_test": int(m),
         "n_classes": len(classes),

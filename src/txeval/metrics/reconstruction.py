@@ -12,7 +12,6 @@ import numpy.typing as npt
 from txeval.compute.arrays import F64, Bools, Ints, row_blocks
 from txeval.compute.correlation import Spearman, columns_of, spearman_by_gene
 from txeval.compute.groups import checked_matrix, encode, read_rows
-from txeval.compute.intervals import RatioUnits
 from txeval.compute.jit import jit
 from txeval.errors import InputError, NotComputable
 
@@ -337,11 +336,6 @@ class StructuralIntegrity:
     n_samples: int
     n_batches_left_out: int
     n_samples_left_out: int
-
-    @property
-    def units(self) -> RatioUnits:
-        """Contributions by batch, for an interval."""
-        return RatioUnits("batch", self.distance, self.maximum, offset=1.0, scale=-1.0)
 
 
 class IntegritySums:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -13,13 +13,16 @@ import pandas as pd
 
 from txeval.compute.arrays import F64, Bools, Ints, Strings
 from txeval.compute.groups import checked_matrix, encode, read_rows
-from txeval.compute.intervals import PairUnits
+from txeval.compute.intervals import Units
 from txeval.compute.jit import jit
-from txeval.compute.pairs import pair_cosines, pair_position, ranking_scores, tail_thresholds
+from txeval.compute.pairs import pair_contributions, pair_cosines, pair_position, ranking_scores, tail_thresholds
 from txeval.compute.random import stream
 from txeval.errors import InputError, NotComputable
 
-__all__ = ["KnownLinks", "RelationMap", "Relabelling", "relationship_recall"]
+__all__ = ["KnownLinks", "RelationMap", "Relabelling", "Side", "relationship_recall"]
+
+#: Predicted links: the most opposite pairs, the most similar ones, or both.
+Side = Literal["both", "low", "high"]
 
 
 @dataclass(frozen=True)
@@ -68,26 +71,32 @@ class Relabelling:
         2.5 % and 97.5 % quantiles of the draws.
     recalls
         (draws,) float64.
+    by_side
+        (2, draws): the part of the links among the most opposite, and among the most similar pairs.
     """
 
     expected: float
     low: float
     high: float
     recalls: F64
+    by_side: F64
 
 
 @jit
-def _hits_of_relabelling(values: Any, order: Any, first: Any, second: Any, low: float, high: float, n: int) -> int:
-    hits = 0
+def _hits_of_relabelling(
+    values: Any, order: Any, first: Any, second: Any, low: float, high: float, n: int
+) -> tuple[int, int]:
+    below = 0
+    above = 0
     for i in range(len(first)):
         a = order[first[i]]
         b = order[second[i]]
         if a > b:
             a, b = b, a
         value = values[a * (2 * n - a - 1) // 2 + (b - a - 1)]
-        if value < low or value > high:
-            hits += 1
-    return hits
+        below += value < low
+        above += value > high
+    return below, above
 
 
 class RelationMap:
@@ -129,7 +138,7 @@ class RelationMap:
         order[codes] = np.arange(len(codes))
         self.cosines: npt.NDArray[Any] = pair_cosines(read_rows(matrix, order), max_elements=max_elements)
         self._thresholds: dict[float, tuple[float, float]] = {}
-        self._predicted: dict[float, int] = {}
+        self._predicted: dict[float, tuple[int, int]] = {}
 
     @property
     def n_genes(self) -> int:
@@ -153,12 +162,16 @@ class RelationMap:
             self._thresholds[tail] = tail_thresholds(self.cosines, tail)
         return self._thresholds[tail]
 
-    def n_predicted(self, tail: float) -> int:
-        """Number of pairs that are predicted links."""
+    def n_predicted(self, tail: float, side: Side = "both") -> int:
+        """Number of pairs that are predicted links, among the most similar ("high") or most opposite ("low") ones."""
         if tail not in self._predicted:
             low, high = self.thresholds(tail)
-            self._predicted[tail] = int(np.count_nonzero(self.cosines < low) + np.count_nonzero(self.cosines > high))
-        return self._predicted[tail]
+            self._predicted[tail] = (
+                int(np.count_nonzero(self.cosines < low)),
+                int(np.count_nonzero(self.cosines > high)),
+            )
+        below, above = self._predicted[tail]
+        return {"both": below + above, "low": below, "high": above}[side]
 
     def links(self, relations: Any) -> KnownLinks:
         """Known relationships between genes of the map.
@@ -191,11 +204,11 @@ class RelationMap:
         """(m,) cosine of each known relationship."""
         return self.cosines[pair_position(links.first, links.second, self.n_genes)].astype(np.float64)
 
-    def hits(self, links: KnownLinks, tail: float) -> Bools:
-        """(m,) whether each known relationship is a predicted link."""
+    def hits(self, links: KnownLinks, tail: float, side: Side = "both") -> Bools:
+        """(m,) whether each known relationship is a predicted link, on one side or either."""
         low, high = self.thresholds(tail)
         cosine = self.cosine(links)
-        return np.asarray((cosine < low) | (cosine > high), dtype=bool)
+        return np.asarray(((cosine < low) & (side != "high")) | ((cosine > high) & (side != "low")), dtype=bool)
 
     def recall(self, links: KnownLinks, tail: float) -> float:
         """Share of the known relationships that are predicted links (0 .. 1; chance about twice the tail).
@@ -242,13 +255,14 @@ class RelationMap:
         self._require(links)
         low, high = self.thresholds(tail)
         rng = stream(seed, "relationships", "relabelling")
-        recalls = np.empty(draws)
+        hits = np.empty((2, draws))
         for i in range(draws):
             order = rng.permutation(self.n_genes)
-            recalls[i] = _hits_of_relabelling(self.cosines, order, links.first, links.second, low, high, self.n_genes)
-        recalls /= len(links)
+            hits[:, i] = _hits_of_relabelling(self.cosines, order, links.first, links.second, low, high, self.n_genes)
+        recalls = hits.sum(axis=0) / len(links)
         below, above = np.quantile(recalls, [0.025, 0.975]) if draws else (np.nan, np.nan)
-        return Relabelling(self.n_predicted(tail) / self.n_pairs, float(below), float(above), recalls)
+        expected = self.n_predicted(tail) / self.n_pairs
+        return Relabelling(expected, float(below), float(above), recalls, hits / len(links))
 
     def ranking(self, links: KnownLinks) -> tuple[float, float]:
         """AUROC and average precision of the known relationships against all other pairs.
@@ -261,22 +275,27 @@ class RelationMap:
         (auroc, average_precision)
             0 .. 1; chance is 0.5 and len(links) / n_pairs.
         """
+        self._require_negatives(links)
+        return ranking_scores(self._sorted, self.cosines[pair_position(links.first, links.second, self.n_genes)])
+
+    def units(self, links: KnownLinks, tail: float, side: Side = "both") -> Units:
+        """Contributions to the recall by pairs of genes."""
+        return Units.pairs("gene", self.genes, links.first, links.second, self.hits(links, tail, side))
+
+    def ranking_units(self, links: KnownLinks) -> tuple[Units, Units]:
+        """Contributions to the AUROC and to the average precision by pairs of genes; see `pair_contributions`."""
+        self._require_negatives(links)
+        place = pair_position(links.first, links.second, self.n_genes)
+        wins, precision = pair_contributions(self._sorted, self.cosines[place])
+        return (
+            Units.pairs("gene", self.genes, links.first, links.second, wins),
+            Units.pairs("gene", self.genes, links.first, links.second, precision),
+        )
+
+    def _require_negatives(self, links: KnownLinks) -> None:
         self._require(links)
         if len(links) == self.n_pairs:
             raise NotComputable("every pair of the map is a known relationship: there is nothing to rank them against")
-        return ranking_scores(self._sorted, self.cosines[pair_position(links.first, links.second, self.n_genes)])
-
-    def units(self, links: KnownLinks, tail: float) -> PairUnits:
-        """Contributions to the recall by gene, for an interval that resamples genes (those with a relationship)."""
-        present, numbers = np.unique(np.concatenate([links.first, links.second]), return_inverse=True)
-        half = len(links)
-        return PairUnits(
-            unit="gene",
-            n_units=len(present),
-            first=numbers[:half].astype(np.int64),
-            second=numbers[half:].astype(np.int64),
-            hit=self.hits(links, tail).astype(np.float64),
-        )
 
     def _require(self, links: KnownLinks) -> None:
         if not len(links):

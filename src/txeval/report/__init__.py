@@ -2,11 +2,13 @@
 
 from txeval.report.layout import detail_grids, full_grids, summary_grids
 from txeval.report.render import FORMATS, print_grids, to_csv, to_latex, to_markdown
-from txeval.report.tables import BASELINES, aggregate, full, holes, left_out, mark_untrained, remarks, summary
+from txeval.report.results import Results
+from txeval.report.summary import questions, summary
+from txeval.report.tables import aggregate, full, holes, left_out, mark_untrained, references, remarks
 
 __all__ = [
-    "BASELINES",
     "FORMATS",
+    "Results",
     "aggregate",
     "detail_grids",
     "full",
@@ -15,6 +17,8 @@ __all__ = [
     "left_out",
     "mark_untrained",
     "print_grids",
+    "questions",
+    "references",
     "remarks",
     "summary",
     "summary_grids",

@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 
-from txeval.report.tables import TABLE, MetricInfo, aggregate, baseline_models, catalogue, full, post_position, summary
+from txeval.report.results import Results
+from txeval.report.summary import Chosen, Question, best_of, not_above_floor, questions
+from txeval.report.tables import TABLE, MetricInfo, aggregate, catalogue, full, post_position
 
 __all__ = ["Cell", "Column", "Grid", "Row", "detail_grids", "full_grids", "summary_grids"]
 
@@ -20,11 +22,24 @@ LETTERS = {"raw": "r", "centering": "c", "center_scaling": "s", "tvn": "t"}
 
 @dataclass(frozen=True)
 class Cell:
-    """One entry: its text, the letter of the chosen post-processing, and the numbers of its reasons or remarks."""
+    """One entry: its text, the letter of the chosen post-processing, and the numbers of its reasons or remarks.
+
+    Attributes
+    ----------
+    best, tied
+        Highest of its row; not worse than the first beyond chance.
+    rank
+        "#1-2".
+    below
+        Second line: the interval.
+    """
 
     text: str
     letter: str = ""
     best: bool = False
+    tied: bool = False
+    rank: str = ""
+    below: str = ""
     marks: tuple[int, ...] = ()
     dim: bool = False
 
@@ -104,47 +119,62 @@ def _title(table: pd.Series) -> str:
     return f"{clean(table['dataset'])}, protocol {clean(table['protocol'])}"
 
 
-def summary_grids(scores: pd.DataFrame, *, metrics: Collection[str] | None = None) -> list[Grid]:
+def summary_grids(
+    scores: pd.DataFrame, results: Results | None = None, *, metrics: Collection[str] | None = None
+) -> list[Grid]:
     """Lay out the summary as in the paper's Table 2, one grid per dataset and protocol.
 
-    Rows are metrics, grouped by level; columns are chance, the random baseline, then the models.
+    Rows are metrics, grouped by level; columns are chance, floors and ceilings, then the models with interval and rank.
     """
-    frame = summary(scores, metrics=metrics)
-    baselines = baseline_models(scores)
-    info = catalogue(frame)
     grids = []
-    for _, part in frame.groupby(TABLE, dropna=False, sort=False):
+    by_table: dict[tuple[str, ...], list[Question]] = {}
+    for question in questions(scores, results, metrics=metrics):
+        by_table.setdefault(question.table, []).append(question)
+    for asked in by_table.values():
         reasons = _Reasons()
-        models = list(dict.fromkeys(part["model"]))
+        first = asked[0].models
         columns = [Column("chance", "reference")]
-        columns += [Column(clean(m), "reference" if m in baselines else "models") for m in models]
+        columns += [Column(clean(m), "reference" if first[m].role else "models") for m in first]
         rows: list[Row] = []
         seen_level = ""
-        for key, entries in part.groupby(["task", "metric", "subset"], sort=False):
-            entry = info[str(key[0]), str(key[1])]
-            cells = [Cell(_range(entries["chance"]), dim=True)]
-            for _, row in entries.iterrows():
-                if pd.isna(row["value"]):
-                    cells.append(reasons.hole(row["reason"]))
-                else:
-                    letter = LETTERS.get(row["post_processing"], row["post_processing"])
-                    cells.append(Cell(number(row["value"]), letter=letter, best=bool(row["best"])))
+        for question in asked:
+            entry = question.info
+            best = best_of(question)
+            cells = [Cell(_range(pd.Series([chosen.chance for chosen in question.models.values()])), dim=True)]
+            cells += [_summary_cell(question, chosen, reasons, best) for chosen in question.models.values()]
             level = f"{entry.level} {clean(entry.task_title)}"
             arrow = "" if entry.higher_is_better else " (lower is better)"
-            label = clean(entries.iloc[0]["label"]) + arrow
-            rows.append(Row(("" if level == seen_level else level, label), tuple(cells), section=level))
+            rows.append(Row(("" if level == seen_level else level, clean(question.label) + arrow), tuple(cells), level))
             seen_level = level
         grids.append(
             Grid(
-                title=_title(part.iloc[0]),
+                title=f"{clean(asked[0].table[0])}, protocol {clean(asked[0].table[2])}",
                 index=("level", "metric"),
                 columns=tuple(columns),
                 rows=tuple(rows),
-                notes=tuple(_summary_notes(part, scores)),
+                notes=tuple(_summary_notes(asked)),
                 reasons=tuple(reasons.texts),
             )
         )
     return grids
+
+
+def _summary_cell(question: Question, chosen: Chosen, reasons: _Reasons, best: Collection[str]) -> Cell:
+    if math.isnan(chosen.value):
+        return reasons.hole(chosen.reason)
+    letter = "|".join(LETTERS.get(post, clean(post)) for post in chosen.post_processing.split(" | "))
+    marks = (reasons.number(chosen.remark),) if chosen.remark else ()
+    if chosen.role:
+        return Cell(number(chosen.value), letter=letter, marks=marks)
+    below = "" if math.isnan(chosen.low) else f"[{number(chosen.low)}, {number(chosen.high)}]"
+    rank, tied = "", False
+    if question.ranking is not None and chosen.model in question.ranked:
+        i = question.ranked.index(chosen.model)
+        low, high = int(question.ranking.low[i]), int(question.ranking.high[i])
+        rank, tied = f"#{low}" if low == high else f"#{low}-{high}", low == 1
+    return Cell(
+        number(chosen.value), letter=letter, best=chosen.model in best, tied=tied, rank=rank, below=below, marks=marks
+    )
 
 
 def _range(values: pd.Series) -> str:
@@ -155,56 +185,62 @@ def _range(values: pd.Series) -> str:
     return low if low == high else f"{low}-{high}"
 
 
-def _summary_notes(part: pd.DataFrame, scores: pd.DataFrame) -> list[str]:
+def _summary_notes(asked: Sequence[Question]) -> list[str]:
     notes = []
-    posts = sorted({post for post in part["post_processing"] if post}, key=post_position)
+    every = [chosen for question in asked for chosen in question.models.values()]
+    scored = [chosen for chosen in every if not math.isnan(chosen.value)]
+    posts = sorted({post for chosen in scored for post in chosen.post_processing.split(" | ")}, key=post_position)
     if posts:
         legend = ", ".join(f"{LETTERS.get(post, post)} {clean(post)}" for post in posts)
         notes.append(f"Post-processing chosen per model and metric: {legend}.")
-    here = scores[(scores["dataset"] == part.iloc[0]["dataset"]) & (scores["protocol"] == part.iloc[0]["protocol"])]
-    tried = here["post_processing"].nunique()
-    if tried > 1:
+    tried = max((chosen.n_choices + chosen.n_holes for chosen in every), default=0)
+    if any(chosen.how == "best" for chosen in scored) and tried > 1:
         notes.append(
             f"The best of {tried} post-processings is chosen on the numbers shown, which is optimistic, "
-            "for the random baseline as well; the full tables have all of them."
+            "for floors and ceilings as well; the full tables have all of them."
         )
-    notes.extend(_seed_notes(part))
-    partial = part[part["value"].notna() & (part["n_holes"] > 0)]
-    if len(partial):
+    if any(chosen.how == "cross_fitted" for chosen in scored):
         notes.append(
-            f"In {len(partial)} cells the choice was among fewer post-processings: the others have no score "
+            "Post-processing is chosen on one half of the units (probe and kNN: test batches; relationships: genes; "
+            "else perturbations) and reported on the other, and the halves are swapped; two letters: the halves chose "
+            "differently."
+        )
+    if any(question.ranking is not None for question in asked):
+        notes.append(
+            "[low, high]: 95 % interval. #: rank among the models, with the range that holds for all models of the row "
+            "together at 95 %; * marks those that cannot be told apart from the first."
+        )
+    elif any(not math.isnan(chosen.low) for chosen in scored if not chosen.role):
+        notes.append("[low, high]: 95 % interval.")
+    notes.extend(_seed_notes(scored))
+    partial = sum(chosen.n_holes > 0 for chosen in scored)
+    if partial:
+        notes.append(
+            f"In {partial} cells the choice was among fewer post-processings: the others have no score "
             "(see the full tables)."
         )
-    lost = _not_above_baseline(part)
+    without: dict[str, list[str]] = {}
+    for question in asked:
+        if question.why_not:
+            without.setdefault(question.why_not, []).append(clean(question.label))
+        elif question.ranking is not None and question.ranking.note:
+            without.setdefault(f"ranks with {question.ranking.note}", []).append(clean(question.label))
+    notes += [f"{', '.join(labels)}: {clean(why)}." for why, labels in without.items()]
+    lost = [clean(question.label) for question in asked if not_above_floor(question)]
     if lost:
-        notes.append(f"No model is better than the random baseline on: {', '.join(lost)}.")
+        notes.append(f"No model is better than the floors beyond chance on: {', '.join(lost)}.")
     return notes
 
 
-def _seed_notes(part: pd.DataFrame) -> list[str]:
-    with_seeds = part[(part["n_seeds"] > 0) & part["value"].notna()]
-    if with_seeds.empty:
-        return ["Every score is deterministic and was computed once."] if part["value"].notna().any() else []
-    low, high = int(with_seeds["n_seeds"].min()), int(with_seeds["n_seeds"].max())
+def _seed_notes(scored: Sequence[Chosen]) -> list[str]:
+    counts = [chosen.n_seeds for chosen in scored if chosen.n_seeds > 0]
+    if not counts:
+        return ["Every score is deterministic and was computed once."] if scored else []
+    low, high = min(counts), max(counts)
     if low == high:
         text = "one seed" if low == 1 else f"the mean of {low} seeds"
-        notes = [f"A score that depends on a seed is {text}; the others are deterministic and computed once."]
-    else:
-        notes = [f"Scores are means of different numbers of seeds ({low} to {high}): compare them with care."]
-    return notes
-
-
-def _not_above_baseline(part: pd.DataFrame) -> list[str]:
-    lost = []
-    for _, entries in part.groupby(["task", "metric", "subset"], sort=False):
-        base = entries.loc[entries["is_baseline"], "value"].dropna()
-        models = entries.loc[~entries["is_baseline"], "value"].dropna()
-        if base.empty or models.empty:
-            continue
-        higher = bool(entries.iloc[0]["higher_is_better"])
-        if (models.max() <= base.max()) if higher else (models.min() >= base.min()):
-            lost.append(clean(entries.iloc[0]["label"]))
-    return lost
+        return [f"A score that depends on a seed is {text}; the others are deterministic and computed once."]
+    return [f"Scores are means of different numbers of seeds ({low} to {high}): compare them with care."]
 
 
 def full_grids(scores: pd.DataFrame, *, task: str | None = None, metrics: Collection[str] | None = None) -> list[Grid]:
@@ -296,14 +332,15 @@ def _full_notes(part: pd.DataFrame, entries: Sequence[MetricInfo]) -> list[str]:
 
 
 def detail_grids(
-    scores: pd.DataFrame, *, task: str | None = None, metrics: Collection[str] | None = None
+    scores: pd.DataFrame,
+    results: Results | None = None,
+    *,
+    task: str | None = None,
+    metrics: Collection[str] | None = None,
 ) -> list[Grid]:
     """One row per score with interval, chance, numbers, what was left out and notes."""
-    frame = aggregate(scores)
-    if task is not None:
-        frame = frame[frame["task"] == task]
-    if metrics is not None:
-        frame = frame[frame["metric"].isin(list(metrics))]
+    wanted = scores if task is None else scores[scores["task"] == task]
+    frame = aggregate(wanted if metrics is None else wanted[wanted["metric"].isin(list(metrics))], results)
     info = catalogue(frame)
     grids = []
     for _, part in frame.groupby([*TABLE, "task"], dropna=False, sort=False):
@@ -332,7 +369,7 @@ def detail_grids(
                 index=("model", "post-processing", "metric"),
                 columns=tuple(Column(label) for label in labels),
                 rows=tuple(rows),
-                notes=("An interval is given for a single score, not for a mean over seeds.",),
+                notes=("Intervals are over what the column names; where seeds shift a score, over seeds as well.",),
                 reasons=tuple(reasons.texts),
             )
         )

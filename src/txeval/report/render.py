@@ -15,6 +15,9 @@ if TYPE_CHECKING:
 
 __all__ = ["FORMATS", "print_grids", "to_csv", "to_latex", "to_markdown"]
 
+#: Width to which the names of rows may be folded.
+FOLDED = 24
+
 FORMATS = ("terminal", "csv", "markdown", "latex")
 
 
@@ -47,8 +50,8 @@ def _rich_table(grid: Grid) -> RenderableType:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     for title in grid.index:
         table.add_column(Text(title), overflow="fold")
-    for column in grid.columns:
-        table.add_column(Text(column.label), justify="right", overflow="fold")
+    for j, column in enumerate(grid.columns):
+        table.add_column(Text(column.label), justify="right", overflow="fold", min_width=_column_width(grid, j))
     for place, row in enumerate(grid.rows):
         table.add_row(*(Text(name) for name in row.names), *(_rich_cell(cell) for cell in row.cells))
         if place + 1 < len(grid.rows) and grid.rows[place + 1].section != row.section:
@@ -60,13 +63,20 @@ def _rich_cell(cell: Cell) -> Text:
     from rich.text import Text
 
     text = Text()
-    if cell.best:
+    if cell.tied:
         text.append("*", style="bold")
     text.append(cell.text, style="bold" if cell.best else "dim" if cell.dim else "")
     text.append("".join(f"[{mark}]" for mark in cell.marks), style="dim")
-    if cell.letter:
-        text.append(f" {cell.letter}", style="dim")
+    for part in (cell.letter, cell.rank):
+        if part:
+            text.append(f" {part}", style="dim")
+    if cell.below:
+        text.append(f"\n{cell.below}", style="dim")
     return text
+
+
+def _width(cell: Cell) -> int:
+    return max(len(line) for line in _rich_cell(cell).plain.split("\n"))
 
 
 def _rich_notes(grid: Grid) -> list[RenderableType]:
@@ -74,30 +84,37 @@ def _rich_notes(grid: Grid) -> list[RenderableType]:
     from rich.text import Text
 
     best = any(cell.best for row in grid.rows for cell in row.cells)
-    notes = (["* best model of the row."] if best else []) + list(grid.notes)
+    notes = (["Bold: best model of the row."] if best else []) + list(grid.notes)
     lines = [Text(note, style="dim") for note in notes]
     lines += [Text(f"[{number}] {reason}") for number, reason in enumerate(grid.reasons, start=1)]
     return [Padding(line, (0, 0, 0, 1)) for line in lines]
 
 
+def _column_width(grid: Grid, j: int) -> int:
+    """Width below which a word of a title or a score would be broken."""
+    return max([1, *map(len, grid.columns[j].label.split()), *(_width(row.cells[j]) for row in grid.rows)])
+
+
 def _fitting(grid: Grid, width: int) -> list[Grid]:
     """Cut a grid by columns so that each part fits; the leading columns are repeated."""
     gap = 2
+    # Names of rows may be folded, scores not.
     lead = 2 + sum(
-        max(len(title), *(len(row.names[i]) for row in grid.rows)) + gap for i, title in enumerate(grid.index)
+        min(FOLDED, max([len(title), *(len(row.names[i]) for row in grid.rows)])) + gap
+        for i, title in enumerate(grid.index)
     )
-    widths = [
-        max(len(column.label), *(len(_rich_cell(row.cells[j])) for row in grid.rows)) + gap
-        for j, column in enumerate(grid.columns)
-    ]
-    # The reference columns, if any, are repeated as well: a model is read against them.
-    fixed = [j for j, column in enumerate(grid.columns) if column.group == "reference"]
+    widths = [_column_width(grid, j) + gap for j in range(len(grid.columns))]
+    # Chance, floors and ceilings are repeated, as a model is read against them; where they would take more than half
+    # of the width, all but the first of them stand in a part of their own.
+    reference = [j for j, column in enumerate(grid.columns) if column.group == "reference"]
+    fixed = reference if lead + sum(widths[j] for j in reference) <= width / 2 + lead / 2 else reference[:1]
     parts: list[list[int]] = []
     current, used = list(fixed), lead + sum(widths[j] for j in fixed)
     for j in range(len(grid.columns)):
         if j in fixed:
             continue
-        if len(current) > len(fixed) and used + widths[j] > width:
+        ends = j and j - 1 in reference and j not in reference and j - 1 not in fixed
+        if len(current) > len(fixed) and (used + widths[j] > width or ends):
             parts.append(current)
             current, used = list(fixed), lead + sum(widths[k] for k in fixed)
         current.append(j)
@@ -142,8 +159,15 @@ def _md_row(cells: Iterable[str]) -> str:
 
 def _md_cell(cell: Cell) -> str:
     text = f"**{_md(cell.text)}**" if cell.best else _md(cell.text)
-    parts = [text, *(f"[{mark}]" for mark in cell.marks), _md(cell.letter)]
-    return " ".join(part for part in parts if part)
+    parts = [
+        _md("*") if cell.tied else "",
+        text,
+        *(f"[{mark}]" for mark in cell.marks),
+        _md(cell.letter),
+        _md(cell.rank),
+    ]
+    line = " ".join(part for part in parts if part)
+    return f"{line}<br>{_md(cell.below)}" if cell.below else line
 
 
 def _md(text: str) -> str:
@@ -192,8 +216,10 @@ def _tex_cell(cell: Cell) -> str:
     text = _tex(cell.text)
     if cell.best:
         text = rf"\textbf{{{text}}}"
-    raised = ",".join(map(str, cell.marks)) + _tex(cell.letter)
-    return rf"{text}\textsuperscript{{{raised}}}" if raised else text
+    raised = ("*" if cell.tied else "") + ",".join(map(str, cell.marks)) + _tex(cell.letter)
+    text = rf"{text}\textsuperscript{{{raised}}}" if raised else text
+    more = " ".join(_tex(part) for part in (cell.rank, cell.below) if part)
+    return rf"\shortstack[r]{{{text}\\\scriptsize {more}}}" if more else text
 
 
 _TEX = {

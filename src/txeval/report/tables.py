@@ -4,29 +4,36 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from txeval.errors import InputError
+from txeval.errors import InputError, NotComputable
+from txeval.report.contributions import Place, UnitSource, mean_interval
 
 __all__ = [
-    "BASELINES",
     "MetricInfo",
     "aggregate",
-    "baseline_models",
     "catalogue",
     "full",
     "holes",
     "left_out",
-    "summary",
+    "mark_untrained",
+    "references",
+    "remarks",
 ]
 
-#: Embedders that carry no information: shown apart and never marked as best.
-BASELINES: tuple[str, ...] = ("random", "random_uniform")
+#: Embedders that are no models but floors and ceilings: shown apart and never ranked.
+REFERENCES: Mapping[str, str] = {
+    "random": "floor",
+    "random_uniform": "floor",
+    "shuffled": "floor",
+    "control_mean": "floor",
+    "ceiling": "ceiling",
+}
 
 #: Order of the post-processings in every table, and the order in which a tie is broken.
 _POST_ORDER = ("raw", "centering", "center_scaling", "tvn")
@@ -98,13 +105,15 @@ def catalogue(scores: pd.DataFrame | None = None) -> dict[tuple[str, str], Metri
     return found
 
 
-def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
+def aggregate(scores: pd.DataFrame, units: UnitSource | None = None) -> pd.DataFrame:
     """Mean and sample standard deviation over seeds, one row per model, post-processing, metric and subset.
 
     Parameters
     ----------
     scores
         Rows as `txeval.read_scores` gives them.
+    units
+        What each unit contributed, for the intervals of means over seeds; without it these have none.
 
     Returns
     -------
@@ -112,8 +121,8 @@ def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
     subset, model, post_processing; `value`: mean over seeds, NaN where any seed has no score, with the `reason`;
     `sd`: sample standard deviation over seeds, NaN for a deterministic score and for a single seed; `n_seeds`,
     `n_failed`, `deterministic`; `chance`, `chance_low`, `chance_high`: means over seeds; `low`, `high`,
-    `interval_unit`, `interval_note`: interval, where there is one score (that of a mean is not the mean of
-    intervals); `n_samples`, `n_groups`, `group`, `left_out`, `notes`.
+    `interval_unit`, `interval_note`: 95 % interval (that of a mean is not the mean of intervals); `n_samples`,
+    `n_groups`, `group`, `left_out`, `notes`.
 
     Raises
     ------
@@ -131,15 +140,20 @@ def aggregate(scores: pd.DataFrame) -> pd.DataFrame:
             remedy="two embeddings share a label, or two versions of a score are in one folder: "
             "run one of them into another folder or under another label",
         )
-    info, baselines = catalogue(rows), baseline_models(scores)
+    info, apart = catalogue(rows), list(references(scores))
 
     def place(cell: Mapping[str, Any]) -> tuple[Any, ...]:
-        """Baselines first, then models in alphabetical order."""
+        """Floors and ceilings first, then models in alphabetical order."""
         model, metric = cell["model"], info[cell["task"], cell["metric"]]
-        order = (metric.position, cell["subset"].lower(), model not in baselines, model.lower(), model)
+        where = apart.index(model) if model in apart else len(apart)
+        order = (metric.position, cell["subset"].lower(), where, model.lower(), model)
         return (*(str(cell[name]) for name in TABLE), *order, post_position(cell["post_processing"]))
 
     made = [_one_cell(dict(zip(keys, key, strict=True)), part) for key, part in rows.groupby(keys, dropna=False)]
+    if units is not None:
+        for cell in made:
+            if cell["n_seeds"] > 1 and not math.isnan(cell["value"]):
+                cell.update(_interval_of_mean(cell, units, info[cell["task"], cell["metric"]]))
     made.sort(key=place)
     return pd.DataFrame(made, columns=_AGGREGATED)
 
@@ -192,20 +206,33 @@ def _one_cell(key: Mapping[str, Any], part: pd.DataFrame) -> dict[str, Any]:
         "chance_high": _mean(part["chance_high"]),
         "low": _mean(part["low"]) if single else np.nan,
         "high": _mean(part["high"]) if single else np.nan,
-        "interval_unit": _texts(part["interval_unit"]),
-        "interval_note": _texts(part["interval_note"]),
+        "interval_unit": texts(part["interval_unit"]),
+        "interval_note": texts(part["interval_note"]),
         "n_samples": _mean(part["n_samples"]),
         "n_groups": _mean(part["n_groups"]),
-        "group": _texts(part["group"]),
+        "group": texts(part["group"]),
         "left_out": _left_out(part["left_out"]),
-        "notes": _texts(note for text in part["notes"] for note in _text(text).split(" | ")),
+        "notes": texts(note for text in part["notes"] for note in _text(text).split(" | ")),
     }
+
+
+def _interval_of_mean(cell: Mapping[str, Any], units: UnitSource, entry: MetricInfo) -> dict[str, Any]:
+    try:
+        found = mean_interval(units.seeds(place_of(cell)), low=entry.low, high=entry.high)
+    except NotComputable as why:
+        return {"interval_note": str(why)}
+    return {"low": found.low, "high": found.high, "interval_unit": found.unit, "interval_note": found.note}
+
+
+def place_of(cell: Mapping[Any, Any]) -> Place:
+    """Where the units of an aggregated row are."""
+    return Place(*(str(cell[name]) for name in Place._fields))
 
 
 def _why(part: pd.DataFrame, bad: pd.DataFrame) -> str:
     if bad.empty:
         return ""
-    reasons = _texts(bad["reason"]) or "no reason was recorded"
+    reasons = texts(bad["reason"]) or "no reason was recorded"
     if len(bad) == len(part):
         return reasons
     seeds = ", ".join(str(seed) for seed in bad["seed"].dropna())
@@ -222,7 +249,7 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else ""
 
 
-def _texts(values: Iterable[object]) -> str:
+def texts(values: Iterable[object]) -> str:
     return " | ".join(dict.fromkeys(text for value in values if (text := _text(value).strip())))
 
 
@@ -269,146 +296,12 @@ def post_position(post: str) -> tuple[int, str]:
     return (_POST_ORDER.index(post) if post in _POST_ORDER else len(_POST_ORDER), post)
 
 
-def baseline_models(scores: pd.DataFrame) -> set[str]:
-    """Labels of the models without information: by the source of the embedding where rows have it, else by name."""
-    if "source" in scores:
-        return set(scores.loc[scores["source"].isin(BASELINES), "model"])
-    return set(BASELINES) & set(scores["model"])
-
-
-def summary(scores: pd.DataFrame, *, metrics: Collection[str] | None = None) -> pd.DataFrame:
-    """Best post-processing per model and metric, as in the paper's Table 2.
-
-    The choice is made on the very numbers that are shown, so it is optimistic: the best of four draws of
-    a score without information lies above its expectation.
-
-    Parameters
-    ----------
-    scores
-        Rows as `txeval.read_scores` gives them.
-    metrics
-        Names of the metrics to show; None for the headline metrics.
-
-    Returns
-    -------
-    One row per dataset, protocol, metric, subset and model: the columns of `aggregate` for the chosen
-    post-processing, and `label`, `task_title`, `higher_is_better`, `n_choices` (post-processings that have a
-    score), `n_holes` (those that have none), `best` (where there are two models or more), `is_baseline`. A
-    model without any score for a metric has a row with value NaN and its reason.
-    """
-    cells = aggregate(scores)
-    baselines = baseline_models(scores)
-    info = catalogue(cells)
-    wanted = {key for key, metric in info.items() if (metric.headline if metrics is None else key[1] in metrics)}
-    keep = [pair in wanted for pair in zip(cells["task"], cells["metric"], strict=True)]
-    cells = cells[keep]
-    made: list[dict[str, Any]] = []
-    for table, part in cells.groupby(TABLE, dropna=False, sort=False):
-        models = sorted(set(part["model"]), key=lambda model: (model not in baselines, model.lower()))
-        for key, column in part.groupby(["task", "metric", "subset"], sort=False):
-            task, metric, subset = map(str, key)
-            entry = info[task, metric]
-            chosen = [_choose(model, column[column["model"] == model], entry) for model in models]
-            best = _best(chosen, entry, baselines)
-            for model, row in zip(models, chosen, strict=True):
-                made.append(
-                    {
-                        **dict(zip(TABLE, table, strict=True)),
-                        "level": entry.level,
-                        "task": task,
-                        "task_title": entry.task_title,
-                        "metric": metric,
-                        "subset": subset,
-                        "label": _label(entry, subset, [key for key in wanted if key[0] == task]),
-                        "higher_is_better": entry.higher_is_better,
-                        "best": model in best,
-                        "is_baseline": model in baselines,
-                        **row,
-                    }
-                )
-    return pd.DataFrame(made, columns=_SUMMARY)
-
-
-_SUMMARY = [
-    *TABLE,
-    "level",
-    "task",
-    "task_title",
-    "metric",
-    "subset",
-    "label",
-    "model",
-    "post_processing",
-    "value",
-    "sd",
-    "n_seeds",
-    "deterministic",
-    "chance",
-    "low",
-    "high",
-    "best",
-    "is_baseline",
-    "higher_is_better",
-    "n_choices",
-    "n_holes",
-    "reason",
-    "left_out",
-    "notes",
-]
-
-
-def _label(entry: MetricInfo, subset: str, shown: list[tuple[str, str]]) -> str:
-    """Label of a row: the subset alone where it can only be meant for one metric, as Table 2 has it."""
-    if not subset:
-        return entry.label
-    return subset if len(shown) == 1 else f"{entry.label} {subset}"
-
-
-def _choose(model: str, candidates: pd.DataFrame, entry: MetricInfo) -> dict[str, Any]:
-    ok = candidates[candidates["value"].notna()]
-    counts = {"n_choices": len(ok), "n_holes": len(candidates) - len(ok)}
-    if ok.empty:
-        reason = _texts(candidates["reason"]) if len(candidates) else "not in the run"
-        return {
-            **dict.fromkeys(("value", "sd", "low", "high"), float("nan")),
-            **dict.fromkeys(("post_processing", "left_out", "notes"), ""),
-            "model": model,
-            "chance": _mean(candidates["chance"]),
-            "n_seeds": 0,
-            "deterministic": False,
-            "reason": reason,
-            **counts,
-        }
-    values = ok["value"].to_numpy(dtype=float)
-    row = ok.iloc[int(values.argmax() if entry.higher_is_better else values.argmin())]
-    return {**{name: row[name] for name in _CHOSEN}, "model": model, **counts}
-
-
-_CHOSEN = (
-    "post_processing",
-    "value",
-    "sd",
-    "n_seeds",
-    "deterministic",
-    "chance",
-    "low",
-    "high",
-    "reason",
-    "left_out",
-    "notes",
-)
-
-
-def _best(rows: list[dict[str, Any]], entry: MetricInfo, baselines: Collection[str]) -> set[str]:
-    values = {
-        row["model"]: float(row["value"])
-        for row in rows
-        if row["model"] not in baselines and not math.isnan(row["value"])
-    }
-    if len(values) < 2:
-        return set()
-    top = max(values.values()) if entry.higher_is_better else min(values.values())
-    return {model for model, value in values.items() if value == top}
+def references(scores: pd.DataFrame) -> dict[str, str]:
+    """Labels of the floors and the ceilings -> "floor" or "ceiling", in the order in which tables show them."""
+    pairs = scores[["model", "source"]].drop_duplicates().itertuples(index=False, name=None)
+    found = {str(model): str(source) for model, source in pairs if source in REFERENCES}
+    order = list(REFERENCES)
+    return {model: REFERENCES[found[model]] for model in sorted(found, key=lambda m: (order.index(found[m]), m))}
 
 
 def full(scores: pd.DataFrame) -> dict[str, pd.DataFrame]:

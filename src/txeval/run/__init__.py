@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from txeval.run.plan import Cell, EmbeddingJob, Plan, make_plan
     from txeval.run.progress import NullProgress, PlainProgress, Progress, RichProgress, make_progress
     from txeval.run.rows import COLUMNS, DESCRIPTIONS
-    from txeval.run.store import Store, read_details, read_scores
+    from txeval.run.store import Store, read_details, read_protocols, read_scores
 
 __all__ = [
     "COLUMNS",
@@ -39,6 +39,7 @@ __all__ = [
     "make_progress",
     "merge",
     "read_details",
+    "read_protocols",
     "read_scores",
 ]
 
@@ -50,7 +51,7 @@ _HOME = {
     "plan": ("Cell", "EmbeddingJob", "Plan", "make_plan"),
     "progress": ("NullProgress", "PlainProgress", "Progress", "RichProgress", "make_progress"),
     "rows": ("COLUMNS", "DESCRIPTIONS"),
-    "store": ("Store", "read_details", "read_scores"),
+    "store": ("Store", "read_details", "read_protocols", "read_scores"),
 }
 
 

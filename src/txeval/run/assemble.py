@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from txeval._version import __version__
+from txeval.compute.arrays import Bools
 from txeval.errors import InputError
 from txeval.postprocess import POST_PROCESSINGS
 from txeval.run.files import FORMAT, storing, write_atomically, write_json, write_table
@@ -36,7 +38,13 @@ Record = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Entry:
-    """A cell under the label of one model, and the plan that asked for it last."""
+    """A cell under the label of one model, and the plan that asked for it last.
+
+    Attributes
+    ----------
+    metrics
+        Those that it computes, where not all of its task.
+    """
 
     record: Record
     key: str
@@ -47,6 +55,7 @@ class Entry:
     task: str
     seed: int | None
     embedding_fingerprint: str
+    metrics: list[str] | None = None
 
     @property
     def group(self) -> tuple[str, ...]:
@@ -189,6 +198,8 @@ def _identity(entry: Entry, names: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _expected(entry: Entry) -> list[str]:
+    if entry.metrics is not None:
+        return entry.metrics
     return [metric["name"] for metric in entry.record["tasks"][entry.task]["metrics"] if not metric["derived"]]
 
 
@@ -226,6 +237,12 @@ def cell_rows(entry: Entry, cell: Mapping[str, Any], names: Mapping[str, str]) -
 def _with_derived(scores: pd.DataFrame, entries: Iterable[Entry], warn: Callable[[str], None]) -> pd.DataFrame:
     """Append the rows of the metrics that combine rows of several cells."""
     added = []
+    entries = list(entries)
+    asked: dict[tuple[str, str], set[tuple[str, str]]] = {}
+    for entry in entries:
+        where = (entry.record["screen"]["fingerprint"], entry.record["protocol"]["name"])
+        for planned in entry.record["tasks"][entry.task]["metrics"]:
+            asked.setdefault((entry.task, planned["name"]), set()).add(where)
     for name in dict.fromkeys(entry.task for entry in entries):
         try:
             task = get_task(name)
@@ -233,13 +250,16 @@ def _with_derived(scores: pd.DataFrame, entries: Iterable[Entry], warn: Callable
             warn(f"task {name} is not installed here: what is derived from its scores is not shown")
             continue
         derived = [metric for metric in metrics_of(task) if metric.derive is not None]
-        added += [_derived(metric, task.level, scores) for metric in derived]
+        added += [_derived(metric, task.level, scores, asked.get((name, metric.name), set())) for metric in derived]
     parts = [frame for frame in (scores, *added) if len(frame)]
     return score_frame(pd.concat(parts, ignore_index=True)) if parts else scores
 
 
-def _derived(metric: Metric, level: int, scores: pd.DataFrame) -> pd.DataFrame:
-    """Rows of one derived metric; a failed one for each post-processed model that it gives none for."""
+def _derived(metric: Metric, level: int, scores: pd.DataFrame, asked: Collection[tuple[str, str]]) -> pd.DataFrame:
+    """Rows of one derived metric; a failed one for each post-processed model that it gives none for.
+
+    `asked` names the screens and protocols that ask for it.
+    """
     assert metric.derive is not None  # the caller chose it for that
     trouble = "the derivation gave no row"
     found = score_frame([])
@@ -247,6 +267,7 @@ def _derived(metric: Metric, level: int, scores: pd.DataFrame) -> pd.DataFrame:
         found = score_frame(metric.derive(scores.copy()))
     except Exception as why:  # a plug-in may raise anything, and the other scores stand
         trouble = f"{type(why).__name__}: {why}"
+    found = found.loc[_among(found, asked)].reset_index(drop=True)
     found["metric"], found["task"], found["derived"] = metric.name, metric.task, True
     found["level"] = pd.array([level] * len(found), dtype="Int64")
     found["seconds"] = found["peak_memory_mb"] = float("nan")
@@ -256,7 +277,9 @@ def _derived(metric: Metric, level: int, scores: pd.DataFrame) -> pd.DataFrame:
     found.loc[~ok & (found["reason"] == ""), "reason"] = "the result is not a number"
     found.loc[ok, "reason"] = ""
     keys = ["screen_fingerprint", "protocol", "model", "post_processing"]
-    mine = scores[scores["task"] == metric.task].drop_duplicates(keys)
+    mine = scores.loc[_among(scores, asked) & (scores["task"] == metric.task).to_numpy(dtype=bool)].drop_duplicates(
+        keys
+    )
     have = set(found[keys].itertuples(index=False, name=None))
     lost = mine[[key not in have for key in mine[keys].itertuples(index=False, name=None)]]
     if lost.empty:
@@ -265,6 +288,12 @@ def _derived(metric: Metric, level: int, scores: pd.DataFrame) -> pd.DataFrame:
     holes = lost[[*keys, *identity]].assign(metric=metric.name, status="failed", reason=trouble, derived=True)
     holes = score_frame(holes.assign(left_out="{}", txeval_version=__version__))
     return holes if found.empty else pd.concat([found, holes], ignore_index=True)
+
+
+def _among(scores: pd.DataFrame, places: Collection[tuple[str, str]]) -> Bools:
+    """(n,) whether each row is of one of the (screen, protocol) pairs."""
+    pairs = scores[["screen_fingerprint", "protocol"]].itertuples(index=False, name=None)
+    return np.fromiter((pair in places for pair in pairs), dtype=bool, count=len(scores))
 
 
 def _ordered(scores: pd.DataFrame, entries: Iterable[Entry]) -> pd.DataFrame:

@@ -15,7 +15,7 @@ import yaml
 
 from txeval.data import Roles
 from txeval.data.scale import SCALES
-from txeval.embed import parse_spec, rebase, resolve
+from txeval.embed import list_embedders, parse_spec, rebase, resolve
 from txeval.embed.base import EmbeddingSpec
 from txeval.embed.spec import is_precomputed
 from txeval.errors import InputError, unknown
@@ -31,11 +31,16 @@ Overwrite = Literal["never", "missing", "always"]
 #: What to do with scores that the results folder holds already.
 OVERWRITE: tuple[Overwrite, ...] = get_args(Overwrite)
 
-#: The embedder of the baseline that is added to every run.
-BASELINE = "random"
+#: The baseline that the others are divided by.
+RANDOM = "random"
 
 #: Parameters of post-processings in a protocol, with their defaults.
 _POST_PARAMS: Mapping[str, Mapping[str, Any]] = {"tvn": {"coral": True, "shrinkage": 0.5}}
+
+
+def post_params(name: str, given: Mapping[str, Any]) -> dict[str, Any]:
+    """All parameters of one post-processing, where a protocol gives some."""
+    return {**_POST_PARAMS.get(name, {}), **given.get(name, {})}
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,8 @@ class RunConfig:
         What to evaluate.
     protocol
         Parameters of the benchmark.
+    labels
+        Table of labels of the samples, joined to `obs`; None: the screen holds them.
     layer, scale, name
         Matrix to read (None: X), its declared scale (None: determined), name of the data set (None: the file's).
     tasks, post_processing, seeds, min_counts
@@ -65,19 +72,20 @@ class RunConfig:
     overwrite
         "missing": compute what the folder lacks; "always": everything; "never": refuse where anything is there.
     baseline
-        Whether to add the random baseline where it is not among the embeddings.
+        Whether to add floors and ceilings that are not among the embeddings.
+    baselines
+        Which: embedders such as `random` or `ceiling@of=obsm:X_scvi`; None: what the protocol says.
     positional
         Whether embeddings without sample names may be matched by order.
     max_elements
         Bound on the values of one block in memory; None: the default.
-    interval_draws
-        Number of resamples of an interval.
     """
 
     screen: Path
     roles: Roles
     embeddings: tuple[EmbeddingSpec, ...]
     protocol: Protocol
+    labels: Path | None = None
     layer: str | None = None
     scale: str | None = None
     name: str | None = None
@@ -90,9 +98,9 @@ class RunConfig:
     workers: int = 1
     overwrite: Overwrite = "missing"
     baseline: bool = True
+    baselines: tuple[str, ...] | None = None
     positional: bool = False
     max_elements: int | None = None
-    interval_draws: int = 1000
 
     @property
     def chosen_tasks(self) -> tuple[str, ...]:
@@ -121,21 +129,28 @@ class RunConfig:
         return value
 
     @property
+    def chosen_baselines(self) -> tuple[str, ...]:
+        """The floors and ceilings to be added."""
+        if not self.baseline:
+            return ()
+        return tuple(self.protocol.baselines) if self.baselines is None else self.baselines
+
+    @property
     def chosen_embeddings(self) -> tuple[EmbeddingSpec, ...]:
-        """The embeddings, with the random baseline where it is to be added and `positional` where it holds."""
+        """The embeddings, after the floors and ceilings to be added, with `positional` where it holds."""
         asked = [
             dataclasses.replace(spec, options={**spec.options, "positional": True})
             if self.positional and is_precomputed(spec.source)
             else spec
             for spec in self.embeddings
         ]
-        if self.baseline and all(spec.source != BASELINE for spec in asked):
-            asked.insert(0, parse_spec(BASELINE))
-        return tuple(asked)
+        there = {spec.source for spec in asked}
+        added = [baseline_spec(text) for text in self.chosen_baselines]
+        return (*(spec for spec in added if spec.source not in there), *asked)
 
     def post_params(self, name: str) -> dict[str, Any]:
         """All parameters of one post-processing, under the protocol."""
-        return {**_POST_PARAMS.get(name, {}), **self.protocol.post_processing.get(name, {})}
+        return post_params(name, self.protocol.post_processing)
 
     def task_params(self, task: Task) -> Params:
         """Parameters of one task, under the protocol."""
@@ -174,6 +189,24 @@ class RunConfig:
             if value is not None:
                 made[field.name] = value
         return made
+
+
+def baseline_spec(text: str) -> EmbeddingSpec:
+    """The embedding of a floor or a ceiling.
+
+    Raises
+    ------
+    InputError
+        It is the name of neither.
+    """
+    spec = parse_spec(text)
+    role = "" if is_precomputed(spec.source) else resolve(spec).info.role
+    if not role:
+        known = [info.name for info in list_embedders() if info.role]
+        raise unknown("floor or ceiling", spec.source, known, where="baselines")
+    if role == "ceiling" and spec.label == spec.source:
+        return dataclasses.replace(spec, label=f"replicate ceiling ({spec.options.get('of', 'pca')})")
+    return spec
 
 
 def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -> RunConfig:
@@ -261,7 +294,6 @@ def check_config(config: RunConfig) -> None:
         ("seeds", config.seeds, 1),
         ("workers", config.workers, 1),
         ("max_elements", config.max_elements, 1),
-        ("interval_draws", config.interval_draws, 20),
         ("min_counts", config.min_counts, 0),
     ):
         if value is not None and not value >= low:
@@ -279,10 +311,10 @@ def check_config(config: RunConfig) -> None:
 def _check_embeddings(config: RunConfig) -> None:
     if not config.embeddings:
         raise InputError("no embedding is given", remedy="give at least one: pca, obsm:KEY, or a file")
-    baselines = [spec for spec in config.embeddings if spec.source == BASELINE]
+    baselines = [spec for spec in config.embeddings if spec.source == RANDOM]
     if len(baselines) > 1:
         raise InputError(
-            f"the embedding {BASELINE} is requested {len(baselines)} times: {', '.join(s.label for s in baselines)}",
+            f"the embedding {RANDOM} is requested {len(baselines)} times: {', '.join(s.label for s in baselines)}",
             remedy="name it once; it is the baseline of the whole run",
         )
     counts = Counter(spec.label for spec in config.chosen_embeddings)
@@ -293,7 +325,7 @@ def _check_embeddings(config: RunConfig) -> None:
             sources = ", ".join(spec.source for spec in config.chosen_embeddings if spec.label == label)
             raise InputError(
                 f"{count} embeddings have the label {label!r}: {sources}",
-                remedy="give each its own: LABEL=SOURCE" + (", or leave the baseline out" if label == BASELINE else ""),
+                remedy="give each its own: LABEL=SOURCE" + (", or leave the baseline out" if label == RANDOM else ""),
             )
     for spec in config.embeddings:
         resolve(spec)
@@ -406,7 +438,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _anchor_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     made = dict(content)
-    for name in ("screen", "out", "relations"):
+    for name in ("screen", "labels", "out", "relations"):
         if name in made:
             made[name] = folder / Path(made[name]).expanduser()
     protocol = made.get("protocol")
@@ -479,6 +511,7 @@ def _role_values(value: Any) -> Any:
 _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "screen": (_path, "a path"),
     "roles": (_role_values, "lines such as perturbation: COLUMN"),
+    "labels": (_path, "a path"),
     "layer": (_text, "a name"),
     "scale": (_text, "one of " + ", ".join(SCALES)),
     "name": (_text, "a name"),
@@ -493,9 +526,9 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "workers": (_whole, "a whole number"),
     "overwrite": (_text, "one of " + ", ".join(OVERWRITE)),
     "baseline": (_flag, "true or false"),
+    "baselines": (_texts, "a list of floors and ceilings"),
     "positional": (_flag, "true or false"),
     "max_elements": (_whole, "a whole number"),
-    "interval_draws": (_whole, "a whole number"),
 }
 
 
@@ -520,6 +553,9 @@ def _normal(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     return made
 
 
+_ROLE_KINDS = {"control": "one or several labels", "exclude": "one or several labels", "separator": "a character"}
+
+
 def _normal_roles(values: Mapping[str, Any], known: Sequence[str], where: str) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for key, value in values.items():
@@ -527,8 +563,8 @@ def _normal_roles(values: Mapping[str, Any], known: Sequence[str], where: str) -
             raise unknown("role", str(key), known, where=where)
         if value is None:
             continue
-        made[key] = _texts(value) if key == "control" else _text(value)
+        made[key] = _texts(value) if key in ("control", "exclude") else _text(value)
         if made[key] is None:
-            fits = "one or several labels" if key == "control" else "the name of a column"
+            fits = _ROLE_KINDS.get(key, "the name of a column")
             raise InputError(f"{where + ': ' if where else ''}roles: {key} is {value!r}", remedy=f"give {fits}")
     return made

@@ -62,6 +62,7 @@ def embed_to_folder(
     *,
     protocol: Protocol,
     layer: str | None = None,
+    labels: Path | None = None,
     scale: str | None = None,
     name: str | None = None,
     min_counts: float | None = None,
@@ -104,7 +105,14 @@ def embed_to_folder(
     if out.exists() and not out.is_dir():
         raise InputError(f"{out} is a file", remedy="name a folder")
     with open_screen(
-        path, roles, layer=layer, scale=scale, min_counts=min_counts or 0, name=name, max_elements=max_elements
+        path,
+        roles,
+        layer=layer,
+        scale=scale,
+        min_counts=min_counts or 0,
+        name=name,
+        max_elements=max_elements,
+        labels=labels,
     ) as screen:
         train, train_note = None, ""
         if info.uses_train:
@@ -171,6 +179,7 @@ def _train_rows(screen: Screen, min_counts: float | None, protocol: Protocol) ->
         scale=screen.scale if screen.scale_declared else None,
         min_counts=min_counts,
         max_elements=screen.max_elements,
+        labels=screen.labels,
     ) as kept:
         rows = split_screen(kept, protocol)["train"]
         if not len(rows):

@@ -119,6 +119,7 @@ class _Run:
             todo, reused, seconds = self._todo()
             record = self._record()
             self.store.save_split(self.plan.split_digest, self.plan.split_table())
+            self.store.save_samples(self.plan.screen.fingerprint, self.plan.screen.samples)
             self.store.write_repeat(self.plan)
             self.store.save_plan(record)
             interrupted = False
@@ -175,7 +176,6 @@ class _Run:
             screen=self.plan.screen,
             split_digest=self.plan.split_digest,
             relations=config.relations,
-            interval_draws=config.interval_draws,
             max_elements=config.max_elements,
         )
         with _stoppable(), make_runner(setup, workers, self) as runner:
@@ -266,6 +266,7 @@ class _Run:
                     "task": cell.task,
                     "seed": cell.seed,
                     "embedding_fingerprint": cell.embedding.key,
+                    **({"metrics": list(cell.metrics)} if cell.ceiling else {}),
                 }
                 for cell in plan.cells
             ],

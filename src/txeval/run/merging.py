@@ -193,8 +193,9 @@ def _copy_cell(source: Store, target: Store, key: str) -> None:
 
 
 def _copy_rest(source: Store, target: Store, record: Record) -> None:
-    """Copy the split of a plan, its protocol, and where its embeddings are from."""
+    """Copy the split and the samples of a plan, its protocol, and where its embeddings are from."""
     wanted = [Path("splits") / f"{record['split']['digest']}.parquet"]
+    wanted.append(Path("samples") / f"{record['screen']['fingerprint']}.parquet")
     wanted += [Path("embeddings") / f"{key}.json" for model in record["models"] for key in model["fingerprints"]]
     wanted += [path.relative_to(source.folder) for path in (source.folder / "protocols").glob("*.yaml")]
     for path in wanted:

@@ -12,13 +12,14 @@ from typing import Any
 import pandas as pd
 
 from txeval.compute.arrays import Bools, Ints
+from txeval.compute.intervals import UNITS_VERSION
 from txeval.data import Screen, open_screen
 from txeval.data.relations import load_relations, relations_digest
 from txeval.data.split import split
 from txeval.embed import embedding_fingerprint, resolve
 from txeval.embed.base import EmbeddingSpec
 from txeval.errors import InputError
-from txeval.protocol import Protocol
+from txeval.protocol import ABOUT, Protocol
 from txeval.run.config import RunConfig, check_config
 from txeval.run.rows import canonical_json, plain
 from txeval.tasks.base import Metric, Params, Task
@@ -37,6 +38,9 @@ COSTS: Mapping[str, float] = {
     "linear_probe": 2000,
 }
 DEFAULT_COST = 100.0
+
+#: Raised when ceilings are computed otherwise than before.
+CEILING_VERSION = 1
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,8 @@ class Cell:
         None where neither the embedding nor the task depends on one.
     metrics
         Names of the metrics that it computes.
+    ceiling
+        Whether it scores halves of the perturbations against each other; see `Task.ceiling`.
     fit_key
         Digest of everything that determines the fitted post-processing.
     """
@@ -90,6 +96,7 @@ class Cell:
     params: Params
     metrics: tuple[str, ...]
     seed: int | None
+    ceiling: bool = False
 
     @property
     def model(self) -> str:
@@ -233,6 +240,7 @@ def make_plan(config: RunConfig) -> Plan:
         min_counts=config.chosen_min_counts,
         name=config.name,
         max_elements=config.max_elements,
+        labels=config.labels,
     )
     warnings = [str(item) for item in screen.report.get("warnings", [])]
     splits = split_screen(screen, config.protocol)
@@ -266,6 +274,15 @@ def make_plan(config: RunConfig) -> Plan:
 def digest(content: Any) -> str:
     """SHA-256 of plain data."""
     return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+
+
+def _fitted_content(screen: str, post_processing: str, params: Mapping[str, Any]) -> dict[str, Any]:
+    return {"screen": screen, "name": post_processing, "params": dict(params)}
+
+
+def fit_key(screen: str, embedding: str, post_processing: str, params: Mapping[str, Any]) -> str:
+    """Key of a fitted post-processing in the store, from the fingerprints of screen and embedding."""
+    return digest({**_fitted_content(screen, post_processing, params), "embedding": embedding})
 
 
 def screen_record(screen: Screen) -> dict[str, Any]:
@@ -335,7 +352,7 @@ def _splits_digest(splits: Mapping[str, Ints], n: int) -> str:
 
 def _protocol_digest(config: RunConfig) -> str:
     content = config.protocol.to_dict()
-    for name in ("name", "description", "seeds"):
+    for name in ABOUT:
         content.pop(name)
     content["post_processing"].pop("choices", None)
     content["quality_control"]["min_counts"] = config.chosen_min_counts
@@ -356,7 +373,8 @@ def _tasks(config: RunConfig, split_digest: str, warnings: list[str]) -> dict[st
     relations = ""
     for name in config.chosen_tasks:
         task = get_task(name)
-        params, metrics = config.task_params(task), metrics_of(task)
+        params = config.task_params(task)
+        metrics = metrics_of(task, params)
         if task.needs_relations and not relations:
             relations = relations_digest(relations_of(config.relations, warnings))
         content = {
@@ -365,7 +383,7 @@ def _tasks(config: RunConfig, split_digest: str, warnings: list[str]) -> dict[st
             "metrics": [[metric.name, metric.version] for metric in metrics if metric.compute is not None],
             "split": split_digest,
             "relations": relations if task.needs_relations else None,
-            "interval_draws": config.interval_draws,
+            "units": UNITS_VERSION,
         }
         planned[name] = PlannedTask(task, params, metrics, digest(content))
     return planned
@@ -409,15 +427,24 @@ def _cells(
     cells = []
     by_cost = sorted(tasks.items(), key=lambda item: COSTS.get(item[0], DEFAULT_COST))
     for job in jobs:
+        is_ceiling = resolve(job.spec).info.role == "ceiling"
         for name, planned in by_cost:
+            metrics = tuple(metric.name for metric in planned.metrics if metric.compute is not None)
+            if is_ceiling:
+                if planned.task.ceiling is None:
+                    continue
+                meant = planned.task.ceiling.metrics
+                metrics = metrics if meant is None else tuple(metric for metric in metrics if metric in meant)
             stochastic = planned.task.stochastic(planned.params, screen.n)
             if job.seed is not None:
                 seeds: list[int | None] = [job.seed]
             else:
                 seeds = list(config.chosen_seeds) if stochastic else [None]
             for post in config.chosen_post_processing:
-                fitted = {"screen": screen.fingerprint, "name": post, "params": config.post_params(post)}
+                fitted = _fitted_content(screen.fingerprint, post, config.post_params(post))
                 family = {"task": planned.digest, "post_processing": fitted}
+                if is_ceiling:
+                    family["ceiling"] = {"version": CEILING_VERSION}
                 cells += [
                     Cell(
                         key=digest({**family, "embedding": job.key, "seed": seed}),
@@ -425,11 +452,12 @@ def _cells(
                         embedding=job,
                         post_processing=post,
                         post_params=config.post_params(post),
-                        fit_key=digest({**fitted, "embedding": job.key}),
+                        fit_key=fit_key(screen.fingerprint, job.key, post, config.post_params(post)),
                         task=name,
                         params=planned.params,
-                        metrics=tuple(metric.name for metric in planned.metrics if metric.compute is not None),
+                        metrics=metrics,
                         seed=seed,
+                        ceiling=is_ceiling,
                     )
                     for seed in seeds
                 ]

@@ -17,9 +17,11 @@ import yaml
 
 from txeval._version import __version__
 from txeval.compute.arrays import Rows
+from txeval.compute.intervals import Units, units_from_frame
 from txeval.embed.rows import NpyRows
 from txeval.errors import InputError, unknown
 from txeval.postprocess import Fitted
+from txeval.protocol import ABOUT
 from txeval.run.assemble import Assembled, assemble
 from txeval.run.files import (
     FORMAT,
@@ -35,11 +37,15 @@ from txeval.run.files import (
 from txeval.run.rows import score_frame
 
 if TYPE_CHECKING:
+    from txeval.data.samples import Samples
     from txeval.run.plan import Plan
 
-__all__ = ["Store", "read_details", "read_scores"]
+__all__ = ["UNITS_TABLE", "Store", "read_details", "read_scores"]
 
-_FOLDERS = ("cells", "embeddings", "postprocessing", "plans", "protocols", "splits")
+#: Name of the details table that holds the contributions of resampling units to each score.
+UNITS_TABLE = "units"
+
+_FOLDERS = ("cells", "embeddings", "postprocessing", "plans", "protocols", "samples", "splits")
 
 Record = dict[str, Any]
 
@@ -50,6 +56,8 @@ class Store:
     - `cells/<key>.json` (scores, time, memory) and `cells/<key>.<table>.parquet` (details) of each finished cell;
     - `embeddings/<key>.npy`, `.json`; `postprocessing/<key>.npz`;
     - `plans/<id>.json`: what was asked for, `splits/<digest>.parquet`, `protocols/*.yaml`, `run.yaml`;
+    - `samples/<screen>.parquet`: label, target, batch and control flag of every kept sample, so that reports can be
+      made where the screen is not;
     - views made from these by `assemble`: `scores.parquet`, `scores.csv`, `details/<task>.<table>.parquet`,
       `splits.parquet`, `manifest.json`.
 
@@ -174,6 +182,18 @@ class Store:
             return pd.read_parquet(self._table_path(key, name))
         except Exception as why:  # the parquet library has no common error for damaged files
             raise ValueError(str(why).splitlines()[0] if str(why) else type(why).__name__) from None
+
+    def load_units(self, key: str) -> dict[tuple[str, str], Units]:
+        """Give the units of the scores of a cell by (metric, subset); empty where it has none with labels.
+
+        Raises
+        ------
+        ValueError
+            The stored table is damaged.
+        """
+        if not self._table_path(key, UNITS_TABLE).is_file():
+            return {}
+        return units_from_frame(self.load_table(key, UNITS_TABLE))
 
     def forget_cell(self, key: str) -> None:
         """Take a cell out, so that the next run computes it again."""
@@ -367,6 +387,39 @@ class Store:
         if not path.exists():
             write_table(path, table)
 
+    def samples_path(self, screen: str) -> Path:
+        """File with the roles of the samples of a screen, by its fingerprint."""
+        return self.folder / "samples" / f"{screen}.parquet"
+
+    def save_samples(self, screen: str, samples: Samples) -> None:
+        """Keep the roles of the samples of a screen."""
+        path = self.samples_path(screen)
+        if path.exists():
+            return
+        codes = pd.Categorical.from_codes
+        perturbation = codes(samples.perturbation, pd.Index(samples.perturbations.astype(object)))
+        table = pd.DataFrame({"perturbation": perturbation})
+        table["target_gene"] = pd.Categorical(samples.target_genes.astype(object)[samples.perturbation])
+        table["batch"] = codes(samples.batch, pd.Index(samples.batches.astype(object)))
+        table["is_control"] = samples.is_control
+        if samples.cell_line is not None and samples.cell_lines is not None:
+            table["cell_line"] = codes(samples.cell_line, pd.Index(samples.cell_lines.astype(object)))
+        write_table(path, table)
+
+    def load_samples(self, screen: str) -> pd.DataFrame | None:
+        """Give one row per kept sample: perturbation, target_gene, batch, is_control, cell_line where there is one.
+
+        None where the file is missing, or (with a warning) damaged.
+        """
+        path = self.samples_path(screen)
+        if not path.is_file():
+            return None
+        try:
+            return pd.read_parquet(path)
+        except Exception as why:  # the parquet library has no common error for damaged files
+            self.warn(f"{path} is damaged and does not count: {str(why).splitlines()[0] if str(why) else why!r}")
+            return None
+
     def assemble(self) -> Assembled:
         """Make scores, details, splits and manifest from what is stored."""
         return assemble(self)
@@ -416,7 +469,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") ->
     """Where two protocols differ, as text."""
     found = []
     for key in sorted({*old, *new}):
-        if not prefix and key in ("name", "description", "seeds"):
+        if not prefix and key in ABOUT:
             continue
         one, other = old.get(key), new.get(key)
         if isinstance(one, Mapping) and isinstance(other, Mapping):
@@ -448,6 +501,11 @@ def read_scores(folder: Path | str) -> pd.DataFrame:
             f"{path} cannot be read: {str(why).splitlines()[0] if str(why) else type(why).__name__}",
             remedy="run the same command again; it writes the table anew and computes nothing twice",
         ) from None
+
+
+def read_protocols(folder: Path | str) -> dict[str, Record]:
+    """Read the protocols of a results folder: name -> plain data, as `Protocol.to_dict` gives it."""
+    return {record["protocol"]["name"]: dict(record["protocol"]) for record in Store(Path(folder)).plans()}
 
 
 def read_details(folder: Path | str, task: str, table: str) -> pd.DataFrame:

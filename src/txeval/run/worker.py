@@ -25,22 +25,18 @@ import torch
 
 from txeval._version import __version__
 from txeval.compute.arrays import Ints, Rows
-from txeval.compute.intervals import RatioUnits, bootstrap_interval
-from txeval.compute.random import stream_seed
+from txeval.compute.intervals import Units, interval, units_to_frame
 from txeval.data import LogNormExpression, Screen
 from txeval.embed import Embedding, EmbeddingContext, EmbeddingSpec, embedding_fingerprint, make_embedding
 from txeval.errors import InputError, NotComputable
 from txeval.postprocess import Fitted, PostProcessed, fit
 from txeval.run.files import StorageError, now
 from txeval.run.plan import Cell, EmbeddingJob, relations_of
-from txeval.run.store import Store
+from txeval.run.store import UNITS_TABLE, Store
 from txeval.tasks.base import Metric, Score, TaskInputs, run_task
 from txeval.tasks.registry import get_task, metrics_of
 
 __all__ = ["Report", "Setup", "Worker", "failed_cell", "single_threaded"]
-
-#: Name of the details table that holds the contributions of resampling units to each score.
-UNITS_TABLE = "units"
 
 DEVICE = "cpu"
 
@@ -53,7 +49,6 @@ class Setup:
     screen: Screen
     split_digest: str
     relations: Path | None = None
-    interval_draws: int = 1000
     max_elements: int | None = None
 
 
@@ -321,10 +316,14 @@ class Worker:
             device=DEVICE,
             threads=1,
         )
+        if cell.ceiling and task.ceiling is not None:
+            inputs = task.ceiling.inputs(inputs)
         result = run_task(task, inputs, metrics)
         # What an embedder wants every score of it to say, such as that its weights were never trained.
         about = self.store.embedding_about(cell.embedding.key).get("provenance", {})
         notes = [str(note) for note in about.get("notes", [])]
+        if cell.ceiling and task.ceiling is not None:
+            notes.append(f"ceiling: {task.ceiling.summary}")
         if len(fitted.fallback_batches):
             names = [str(samples.batches[code]) for code in fitted.fallback_batches]
             shown = ", ".join(names[:10]) + (f", and {len(names) - 10} more" if len(names) > 10 else "")
@@ -333,25 +332,30 @@ class Worker:
                 f"controls: {shown}"
             )
         seen: set[tuple[str, str]] = set()
-        rows, units = [], []
+        rows: list[dict[str, Any]] = []
+        units: list[tuple[str, str, Units]] = []
         for metric, score in result.scores:
             if (metric.name, score.subset) in seen:
                 raise ValueError(f"metric {metric.name} gave two scores for the subset {score.subset!r}")
             seen.add((metric.name, score.subset))
             rows.append(self._row(cell, metric, score, notes))
-            if isinstance(score.units, RatioUnits):
-                units.append(_units_table(metric, score.units, score.subset))
+            if score.units is not None and score.value is not None:
+                units.append((metric.name, score.subset, score.units))
         tables = dict(result.details)
         if units:
             if UNITS_TABLE in tables:
                 raise ValueError(f"task {cell.task} has a details table of its own called {UNITS_TABLE}")
-            tables[UNITS_TABLE] = pd.concat(units, ignore_index=True)
+            tables[UNITS_TABLE] = units_to_frame(units)
         return rows, tables
 
     def _row(self, cell: Cell, metric: Metric, score: Score, notes: list[str]) -> dict[str, Any]:
         row: dict[str, Any] = {
             "metric": metric.name,
-            **{item.name: getattr(score, item.name) for item in dataclasses.fields(score) if item.name != "units"},
+            **{
+                item.name: getattr(score, item.name)
+                for item in dataclasses.fields(score)
+                if item.name not in ("units", "interval")
+            },
             "status": "ok" if score.value is not None else "failed",
             "reason": score.reason if score.value is None else "",
             "left_out": {str(reason): int(count) for reason, count in score.left_out.items()},
@@ -359,16 +363,25 @@ class Worker:
             "low": None,
             "high": None,
             "interval_unit": "",
+            "interval_method": "",
             "interval_note": "",
         }
         if score.value is None:
             return row
-        if score.units is None:
+        found = score.interval
+        if found is None and score.units is None:
             return {**row, "interval_note": "the metric has no resampling units"}
-        # The same draws for every model, so that their intervals differ by the models alone.
-        seed = stream_seed(cell.seed or 0, "interval", cell.task, metric.name, score.subset)
-        low, high, note = bootstrap_interval(score.units, seed=seed, draws=self.setup.interval_draws)
-        return {**row, "low": low, "high": high, "interval_unit": score.units.unit, "interval_note": note}
+        if found is None and score.units is not None:
+            found = interval(score.units, low=metric.low, high=metric.high)
+        assert found is not None  # one of the two was there
+        return {
+            **row,
+            "low": found.low,
+            "high": found.high,
+            "interval_unit": found.unit,
+            "interval_method": found.method,
+            "interval_note": found.note,
+        }
 
     def _expressed(self) -> LogNormExpression:
         if self._expression is None:
@@ -429,18 +442,3 @@ def _remarks(provenance: Mapping[str, Any]) -> list[str]:
     found = [str(text) for text in provenance.get("warnings", [])]
     inner = provenance.get("of")
     return found + (_remarks(inner) if isinstance(inner, Mapping) else [])
-
-
-def _units_table(metric: Metric, units: RatioUnits, subset: str) -> pd.DataFrame:
-    return pd.DataFrame(
-        {
-            "metric": metric.name,
-            "subset": subset,
-            "unit": units.unit,
-            "index": np.arange(units.n_units),
-            "numerator": np.asarray(units.numerator, dtype=np.float64),
-            "denominator": np.asarray(units.denominator, dtype=np.float64),
-            "offset": float(units.offset),
-            "scale": float(units.scale),
-        }
-    )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import Ints, Strings
-from txeval.compute.intervals import RatioUnits
+from txeval.compute.intervals import CONTROLS, Units
 from txeval.errors import NotComputable
 from txeval.metrics.knn import constant_accuracy
-from txeval.tasks.base import Score
+from txeval.tasks.base import Score, crossed_units
 
-__all__ = ["Ranked", "accuracy", "balanced_accuracy", "perturbation_table"]
+__all__ = ["Ranked", "accuracy", "balanced_accuracy", "joined", "perturbation_table"]
 
 
 @dataclass(frozen=True)
@@ -25,16 +25,67 @@ class Ranked:
     ----------
     rank, truth
         (m,) per test sample: rank of its class, code of its class into `classes`.
+    ahead
+        (m, 5) codes of the classes before the true one, where these are 5 or fewer, else -1.
+    unit_labels, unit_codes
+        Batches and perturbations of the test samples as units; see `batch_and_perturbation`.
     train_counts
-        (n_classes,) samples of each class in the training or reference set.
+        (n_classes,) samples of each class in the training or reference set; (n_blocks, n_classes) where samples were
+        compared within blocks.
+    block
+        (m,) block of each test sample, where there are several.
     """
 
     rank: Ints
     truth: Ints
     classes: Strings
+    ahead: Ints
+    unit_labels: tuple[Strings, Strings]
+    unit_codes: tuple[Ints, Ints]
     train_counts: Ints
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    block: Ints | None = None
+
+    def constant(self, top: int) -> float:
+        """Accuracy of the best constant answer (in every block)."""
+        if self.block is None:
+            return constant_accuracy(self.train_counts, self.truth, top)
+        hits = 0.0
+        for block, counts in enumerate(self.train_counts):
+            mine = self.block == block
+            hits += constant_accuracy(counts, self.truth[mine], top) * int(mine.sum()) if mine.any() else 0.0
+        return hits / len(self.truth)
+
+    def guess(self, top: int) -> float:
+        """Mean over classes of the accuracy of a blind guess among the classes (of the block)."""
+        sizes = np.maximum(1, (self.train_counts > 0).sum(axis=-1))
+        if self.block is None:
+            return min(1.0, top / max(1, int(sizes)))
+        chance = np.minimum(1.0, top / sizes)[self.block]
+        counts = np.bincount(self.truth, minlength=len(self.classes))
+        sums = np.bincount(self.truth, weights=chance, minlength=len(self.classes))
+        return float((sums[counts > 0] / counts[counts > 0]).mean())
+
+
+def joined(parts: Sequence[Ranked], notes: tuple[str, ...]) -> Ranked:
+    """Ranks of all blocks together; a single part stays as it is."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    return replace(
+        first,
+        rank=np.concatenate([part.rank for part in parts]),
+        truth=np.concatenate([part.truth for part in parts]),
+        ahead=np.concatenate([part.ahead for part in parts]),
+        unit_codes=(
+            np.concatenate([part.unit_codes[0] for part in parts]),
+            np.concatenate([part.unit_codes[1] for part in parts]),
+        ),
+        train_counts=np.stack([part.train_counts for part in parts]),
+        block=np.repeat(np.arange(len(parts)), [len(part.rank) for part in parts]),
+        notes=tuple(dict.fromkeys([*notes, *(note for part in parts for note in part.notes)])),
+    )
 
 
 def accuracy(ranked: Ranked, top: int) -> Score:
@@ -45,20 +96,16 @@ def accuracy(ranked: Ranked, top: int) -> Score:
     """
     if len(ranked.rank) == 0:
         raise NotComputable("no sample to score: the test split is empty")
-    n_classes = len(ranked.classes)
     hits = (ranked.rank < top).astype(np.float64)
-    per_class = np.bincount(ranked.truth, weights=hits, minlength=n_classes).astype(np.float64)
-    counts = np.bincount(ranked.truth, minlength=n_classes).astype(np.float64)
-    tested = counts > 0
     return Score(
         value=float(hits.mean()),
-        chance=constant_accuracy(ranked.train_counts, ranked.truth, top),
+        chance=ranked.constant(top),
         n_samples=len(hits),
-        n_groups=int(tested.sum()),
+        n_groups=len(np.unique(ranked.truth)),
         group="perturbation",
         left_out=ranked.left_out,
         notes=ranked.notes,
-        units=RatioUnits("perturbation", per_class[tested], counts[tested]),
+        units=_crossed(ranked, top),
     )
 
 
@@ -70,14 +117,40 @@ def balanced_accuracy(ranked: Ranked, top: int = 1) -> Score:
     shares = table["top1" if top == 1 else "top5"].to_numpy(dtype=float)
     return Score(
         value=float(shares.mean()),
-        chance=min(1.0, top / max(1, int((ranked.train_counts > 0).sum()))),
+        chance=ranked.guess(top),
         n_samples=len(ranked.rank),
         n_groups=len(shares),
         group="perturbation",
         left_out=ranked.left_out,
         notes=ranked.notes,
-        units=RatioUnits("perturbation", shares, np.ones(len(shares))),
+        units=_crossed(ranked, top, balanced=True),
     )
+
+
+def _crossed(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
+    """Contributions by batch and class; balanced: every class weighs the same.
+
+    A class is in an accuracy twice: by its own samples, and by those of others that it takes. Without it, the samples
+    that are just not right because it is among the classes before theirs would be. Each such loss is shared by the
+    class that lost and those that took, the latter evenly over their own samples. The loss that all classes together
+    make, which goes with their number, is shared out evenly within each batch: the sums over batches are those of the
+    hits.
+    """
+    weight = np.ones(len(ranked.rank))
+    if balanced:
+        weight /= np.bincount(ranked.truth, minlength=len(ranked.classes))[ranked.truth]
+    hits = (ranked.rank < top) * weight
+    labels, codes = ranked.unit_labels, ranked.unit_codes
+    # Controls as competitors are no class that is drawn.
+    drawn = ~np.char.startswith(labels[1].astype(str), CONTROLS)[codes[1]]
+    number = np.bincount(ranked.truth[drawn], minlength=len(ranked.classes))
+    just, place = np.nonzero((ranked.rank == top)[:, None] & (ranked.ahead >= 0))
+    taken = np.bincount(ranked.ahead[just, place], weights=weight[just] / (top + 1), minlength=len(ranked.classes))
+    lost = np.where(drawn, (taken / np.maximum(number, 1))[ranked.truth], 0.0)
+    even = np.where(drawn, 1.0 / np.maximum(number, 1)[ranked.truth], 0.0)
+    gone, inside = (np.bincount(codes[0], weights=side, minlength=len(labels[0])) for side in (lost, even))
+    shared = even * (gone / np.where(inside > 0, inside, 1.0))[codes[0]]
+    return crossed_units(labels, codes, hits - lost + shared, weight)
 
 
 def perturbation_table(ranked: Ranked) -> pd.DataFrame:

@@ -9,13 +9,14 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import Ints, Rows, Strings
-from txeval.compute.intervals import Units
+from txeval.compute.arrays import F64, Ints, Rows, Strings
+from txeval.compute.intervals import CONTROLS, Interval, Units
 from txeval.compute.random import stream
 from txeval.data.samples import Samples
 from txeval.errors import NotComputable
 
 __all__ = [
+    "Ceiling",
     "Expression",
     "Metric",
     "Params",
@@ -25,6 +26,8 @@ __all__ = [
     "Task",
     "TaskInputs",
     "TaskResult",
+    "batch_and_perturbation",
+    "crossed_units",
     "run_task",
 ]
 
@@ -89,6 +92,38 @@ class TaskInputs:
         return stream(self.seed, *names)
 
 
+def batch_and_perturbation(samples: Samples, rows: Ints) -> tuple[tuple[Strings, Strings], tuple[Ints, Ints]]:
+    """Labels and codes of the units of some samples: batches, and perturbations with the controls apart.
+
+    The controls of every batch are a level of their own: that there are controls is the design of a screen and not a
+    draw of one more perturbation, so they vary with the batches alone.
+
+    Returns
+    -------
+    (labels, codes)
+        (batches, perturbations) each; see `crossed_units`.
+    """
+    names = np.asarray(samples.perturbations).astype(str)
+    batches = np.asarray(samples.batches).astype(str)
+    batch = samples.batch[rows]
+    level = np.where(samples.is_control[rows], len(names) + batch, samples.perturbation[rows])
+    controls = np.asarray([CONTROLS + name for name in batches], dtype=str)
+    return (batches, np.concatenate([names, controls])), (batch, level.astype(np.int64))
+
+
+def crossed_units(
+    labels: tuple[Strings, Strings],
+    codes: tuple[Ints, Ints],
+    numerator: F64,
+    denominator: F64 | None = None,
+    *,
+    offset: float = 0.0,
+    scale: float = 1.0,
+) -> Units:
+    """Contributions of samples by the levels of `batch_and_perturbation`."""
+    return Units.crossed(("batch", "perturbation"), labels, codes, numerator, denominator, offset=offset, scale=scale)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Score:
     """One number, or the reason why there is none.
@@ -104,7 +139,9 @@ class Score:
     left_out
         Reason -> how many were left out for it.
     units
-        Contributions per resampling unit, for intervals.
+        Contributions per resampling unit, for intervals and comparisons.
+    interval
+        Where it is not the one that follows from `units`.
     """
 
     value: float | None = None
@@ -119,6 +156,7 @@ class Score:
     left_out: Mapping[str, int] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     units: Units | None = None
+    interval: Interval | None = None
 
     def __post_init__(self) -> None:
         if self.value is not None and not np.isfinite(self.value):
@@ -147,7 +185,12 @@ class Metric:
     low, high
         Range of possible values.
     headline
-        Shown in the summary table.
+        Shown in the summary table, unless the protocol says which are.
+    multiple_of
+        Of a derived metric: the metric of the same task of which each of its rows is a multiple, so that the units
+        of that one are its units too.
+    asked
+        Parameters of the task -> whether they ask for the metric; None: always. One that is not asked for has no row.
     """
 
     name: str
@@ -160,7 +203,28 @@ class Metric:
     low: float = 0.0
     high: float = 1.0
     headline: bool = False
+    multiple_of: str = ""
+    asked: Callable[[Params], bool] | None = None
     version: int = 1
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """How a level scores what the noise of the data allows: half of each perturbation's samples against the other.
+
+    Attributes
+    ----------
+    inputs
+        TaskInputs -> those under which the level gives its ceiling; raises NotComputable.
+    summary
+        What is held against what, as a remark of every score.
+    metrics
+        Metrics that then mean something; None for all.
+    """
+
+    inputs: Callable[[TaskInputs], TaskInputs]
+    summary: str
+    metrics: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -183,6 +247,8 @@ class Task:
         Prepared -> tables to keep: name ("perturbations", "genes", ...) -> frame.
     needs_expression
         Whether it reads the expression matrix (the cell is then keyed on it).
+    ceiling
+        How it scores the ceiling; None where it has none.
     """
 
     name: str
@@ -197,6 +263,7 @@ class Task:
     details: Callable[[Prepared], Mapping[str, pd.DataFrame]] | None = None
     needs_expression: bool = False
     needs_relations: bool = False
+    ceiling: Ceiling | None = None
     version: int = 1
 
 
@@ -220,9 +287,13 @@ def run_task(task: Task, inputs: TaskInputs, metrics: Sequence[Metric]) -> TaskR
 
     Returns
     -------
-    A score or a reason for every metric that is not derived; never an exception for what a screen lacks.
+    A score or a reason for every metric that is asked for and not derived; never an exception for what a screen lacks.
     """
-    wanted = [metric for metric in metrics if metric.compute is not None]
+    wanted = [
+        metric
+        for metric in metrics
+        if metric.compute is not None and (metric.asked is None or metric.asked(inputs.params))
+    ]
     try:
         prepared = task.prepare(inputs)
     except NotComputable as why:

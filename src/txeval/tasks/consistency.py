@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import Ints
-from txeval.compute.intervals import RatioUnits
+from txeval.compute.arrays import F64, Ints
+from txeval.compute.intervals import Interval, Units, adjusted_share_interval
 from txeval.errors import NotComputable
 from txeval.metrics.consistency import (
     MAX_SET,
+    PValue,
     adjust,
     consistency_permutation_p,
     group_consistency,
@@ -20,7 +21,9 @@ from txeval.metrics.consistency import (
     magnitude_permutation_p,
     tail_p,
 )
-from txeval.tasks.base import Metric, Score, Task, TaskInputs
+from txeval.tasks.base import Ceiling, Metric, Score, Task, TaskInputs
+from txeval.tasks.blocks import Blocks, RowSubset, cell_lines, subset
+from txeval.tasks.ceiling import any_pair
 
 __all__ = ["TASK", "ConsistencyParams"]
 
@@ -40,11 +43,17 @@ class ConsistencyParams:
         A target is unexpressed when its mean expression is below: on counts, and on log-normalised values where
         the screen holds no counts.
     p_value
-        "paper": max(#{null >= x}, 1) / K and p < alpha; "reference": #{null >= x} / K and p <= alpha.
+        Against unexpressed targets. "paper": max(#{null >= x}, 1) / K and p < alpha; "reference": #{null >= x} / K and
+        p <= alpha; "exact": (1 + #{null >= x}) / (1 + K) and p < alpha.
     draws
         Random sets per perturbation of the permutation null.
     max_controls, min_samples
         Magnitude: at most so many controls; groups of at least so many samples.
+    across_batches
+        Consistency: only pairs of samples of different batches count.
+    blocks
+        "cell_line": perturbations are tested within each cell line, where the screen names them, against the null and
+        the controls of that line.
     """
 
     null: Null = "auto"
@@ -52,11 +61,13 @@ class ConsistencyParams:
     threshold_lognorm: float = 0.43
     min_null: int = 20
     wanted_null: int = 1000
-    p_value: Literal["paper", "reference"] = "paper"
+    p_value: PValue = "paper"
     alpha: float = 0.05
     draws: int = 1000
     max_controls: int = 1000
     min_samples: int = 5
+    across_batches: bool = False
+    blocks: Blocks = "none"
 
     def __post_init__(self) -> None:
         if not 0 < self.alpha < 1:
@@ -73,7 +84,7 @@ class Consistency:
     ----------
     table
         perturbation, n_samples, in_null, avg_cosine, p_value, p_adjusted, energy_distance, magnitude_p_value,
-        magnitude_p_adjusted; NaN where there is none.
+        magnitude_p_adjusted; NaN where there is none. With several cell lines also cell_line: one row per both.
     """
 
     table: pd.DataFrame
@@ -83,8 +94,14 @@ class Consistency:
     magnitude_reason: str
 
 
-def unexpressed_targets(inputs: TaskInputs) -> tuple[Ints, str]:
-    """Codes of the perturbations whose target gene is measured and not expressed, and how that was decided."""
+def unexpressed_targets(inputs: TaskInputs, rows: Ints | None = None) -> tuple[Ints, str]:
+    """Codes of the perturbations whose target gene is measured and not expressed, and how that was decided.
+
+    Parameters
+    ----------
+    rows
+        Samples whose mean expression counts; None: all.
+    """
     params: ConsistencyParams = inputs.params
     samples, expression = inputs.samples, inputs.expression
     none = np.empty(0, dtype=np.int64)
@@ -94,7 +111,7 @@ def unexpressed_targets(inputs: TaskInputs) -> tuple[Ints, str]:
     target = np.asarray([genes.get(gene, -1) if gene else -1 for gene in samples.target_genes], dtype=np.int64)
     if not (target >= 0).any():
         return none, "no perturbation targets a measured gene"
-    rows = np.arange(samples.n)
+    rows = np.arange(samples.n) if rows is None else rows
     try:
         means, scale, threshold = expression.gene_means(rows, scale="counts"), "counts", params.threshold_counts
     except NotComputable:
@@ -110,19 +127,59 @@ def unexpressed_targets(inputs: TaskInputs) -> tuple[Ints, str]:
 def prepare(inputs: TaskInputs) -> Consistency:
     """Mean cosine and energy distance of every perturbation, against the null."""
     params: ConsistencyParams = inputs.params
+    blocks = cell_lines(inputs.samples, params.blocks)
+    if len(blocks) == 1:
+        return _within(inputs, None)
+    parts, notes = [], [f"{len(blocks)} cell lines, each on its own"]
+    magnitude_notes: list[str] = []
+    reasons: list[str] = []
+    lost: list[str] = []
+    for block in blocks:
+        inside = replace(
+            inputs,
+            samples=subset(inputs.samples, block.rows),
+            embedding=RowSubset(inputs.embedding, block.rows),
+        )
+        try:
+            part = _within(inside, block.rows)
+        except NotComputable as why:
+            lost.append(f"{block.name}: {why}")
+            continue
+        part.table.insert(1, "cell_line", block.name)
+        parts.append(part.table)
+        notes += [f"{block.name}: {note}" for note in part.notes]
+        magnitude_notes += [f"{block.name}: {note}" for note in part.magnitude_notes]
+        if part.magnitude_reason:
+            reasons.append(f"{block.name}: {part.magnitude_reason}")
+    if not parts:
+        raise NotComputable("; ".join(lost))
+    table = pd.concat(parts, ignore_index=True)
+    for column in ("p", "magnitude_p"):
+        table[f"{column}_adjusted"] = adjust(table[f"{column}_value"].to_numpy())
+    reason = "; ".join(reasons) if len(reasons) == len(parts) else ""
+    return Consistency(table, params, (*notes, *lost), (*magnitude_notes, *(() if reason else reasons)), reason)
+
+
+def _within(inputs: TaskInputs, rows: Ints | None) -> Consistency:
+    """Test the perturbations of one block; `rows` are its samples among all."""
+    params: ConsistencyParams = inputs.params
     samples = inputs.samples
     n_groups = len(samples.perturbations)
     codes = np.where(samples.is_control, -1, samples.perturbation)
-    n, avg = group_consistency(inputs.embedding, codes, n_groups)
+    batch = samples.batch if params.across_batches else None
+    n, avg = group_consistency(inputs.embedding, codes, n_groups, batch=batch)
     groups = np.flatnonzero(n > 0)
     if not (n >= 2).any():
         raise NotComputable("no perturbation has two samples")
+    paired = np.isfinite(avg)
+    if not paired.any():
+        raise NotComputable("no perturbation has samples in two batches")
 
     in_null = np.zeros(n_groups, dtype=bool)
     notes: list[str] = []
     if params.null != "permutation":
-        found, how = unexpressed_targets(inputs)
-        usable = found[n[found] >= 2]
+        found, how = unexpressed_targets(inputs, rows)
+        usable = found[paired[found]]
         if len(usable) >= params.min_null:
             in_null[usable] = True
             notes.append(f"null: {len(usable)} perturbations of unexpressed targets ({how})")
@@ -145,10 +202,17 @@ def prepare(inputs: TaskInputs) -> Consistency:
     table = pd.DataFrame({"perturbation": labels[groups], "n_samples": n[groups], "in_null": in_null[groups]})
     table["avg_cosine"] = avg[groups]
     p = np.full(n_groups, np.nan)
-    scored = (n >= 2) & ~in_null
+    scored = paired & ~in_null
     if by_permutation:
         p[scored] = consistency_permutation_p(
-            inputs.embedding, codes, samples.batch, labels, np.flatnonzero(scored), avg, draws=params.draws
+            inputs.embedding,
+            codes,
+            samples.batch,
+            labels,
+            np.flatnonzero(scored),
+            avg,
+            draws=params.draws,
+            across_batches=params.across_batches,
         )
     else:
         p[scored] = tail_p(avg[scored], avg[in_null], params.p_value)
@@ -201,6 +265,8 @@ def prepare(inputs: TaskInputs) -> Consistency:
     table["energy_distance"] = energy[groups]
     table["magnitude_p_value"] = q[groups]
     table["magnitude_p_adjusted"] = adjust(table["magnitude_p_value"].to_numpy())
+    if params.across_batches:
+        notes.insert(0, "pairs of different batches")
     return Consistency(table, params, tuple(notes), tuple(magnitude_notes), reason)
 
 
@@ -213,13 +279,18 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
     smallest = params.min_samples if column.startswith("magnitude") else 2
     large = table["n_samples"] >= smallest
     hits = (p[scored] <= params.alpha if params.p_value == "reference" else p[scored] < params.alpha).astype(float)
+    # In one batch: no pair across batches. The magnitude has no pairs.
+    single = large & table["avg_cosine"].isna() & (smallest == 2)
     left_out = {
         f"perturbations with fewer than {smallest} samples": int((~large).sum()),
+        "perturbations in one batch": int(single.sum()),
         "perturbations that are the null": int(table["in_null"].sum()),
-        "perturbations alone in their batches": int((large & ~table["in_null"] & ~scored).sum()),
+        "perturbations alone in their batches": int((large & ~single & ~table["in_null"] & ~scored).sum()),
     }
     if not scored.any():
         raise NotComputable("every perturbation is too small or part of the null")
+    n_null = int(table["in_null"].sum())
+    resolution = 1.0 / n_null if n_null else 1.0 / (params.draws + 1)
     return Score(
         value=float(hits.mean()),
         chance=chance,
@@ -228,8 +299,42 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
         group="perturbation",
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=(*found.notes, *(found.magnitude_notes if column.startswith("magnitude") else ())),
-        units=RatioUnits("perturbation", hits, np.ones(len(hits))),
+        units=_units(table[scored], _contributions(table[scored], column, hits, params.alpha)),
+        interval=_interval(table[scored], column, params.alpha, resolution),
     )
+
+
+def _interval(table: pd.DataFrame, column: str, alpha: float, resolution: float) -> Interval | None:
+    """Interval of an adjusted share; None where it is that of its units."""
+    if not column.endswith("p_adjusted") or "cell_line" in table:
+        return None
+    p = table[column.replace("p_adjusted", "p_value")]
+    return adjusted_share_interval(p, alpha, "perturbation", resolution=resolution)
+
+
+def _contributions(table: pd.DataFrame, column: str, hits: F64, alpha: float) -> F64:
+    """Hits as contributions to their share.
+
+    After Benjamini-Hochberg the threshold moves with the share of hits R itself: t = alpha R. A perturbation then moves
+    the share by more than its own hit, by the factor 1 / (1 - alpha f(t)), f the density of all p-values at t. It is
+    taken from t / 2 to 2 t, and the factor is at most 3.
+    """
+    if not column.endswith("p_adjusted") or not 0 < hits.mean() < 1:
+        return hits
+    p = table[column.replace("p_adjusted", "p_value")].to_numpy(dtype=float)
+    limit = alpha * hits.mean()
+    density = float(((p > limit / 2) & (p <= 2 * limit)).mean()) / (1.5 * limit)
+    factor = min(3.0, 1 / max(1 - alpha * density, 1 / 3))
+    return np.asarray(hits.mean() + factor * (hits - hits.mean()))
+
+
+def _units(table: pd.DataFrame, hits: F64) -> Units:
+    if "cell_line" not in table:
+        return Units.single("perturbation", table["perturbation"].to_numpy(), hits)
+    (lines, line), (names, name) = (
+        np.unique(table[column].astype(str), return_inverse=True) for column in ("cell_line", "perturbation")
+    )
+    return Units.crossed(("cell_line", "perturbation"), (lines, names), (line, name), hits)
 
 
 TASK = Task(
@@ -275,4 +380,8 @@ TASK = Task(
     details=lambda found: {"perturbations": found.table},
     # The null reads the mean expression of the target genes.
     needs_expression=True,
+    ceiling=Ceiling(
+        any_pair,
+        "all pairs of a perturbation's samples, also those that share a batch",
+    ),
 )

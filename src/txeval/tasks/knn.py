@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import Ints, take_rows
+from txeval.compute.arrays import F64, Ints, Strings, take_rows
+from txeval.compute.intervals import Units, adjusted_share_interval
 from txeval.errors import NotComputable
+from txeval.metrics.average_precision import RetrievalNull, expected_average_precision, map_table, retrieve
+from txeval.metrics.consistency import adjust
 from txeval.metrics.knn import true_class_ranks
-from txeval.tasks.accuracy import Ranked, accuracy, balanced_accuracy, perturbation_table
-from txeval.tasks.base import Metric, Score, Task, TaskInputs
+from txeval.tasks.accuracy import Ranked, accuracy, balanced_accuracy, joined, perturbation_table
+from txeval.tasks.base import Ceiling, Metric, Score, Task, TaskInputs, batch_and_perturbation
+from txeval.tasks.blocks import Blocks, cell_lines
+from txeval.tasks.ceiling import shared_split
 from txeval.tasks.subsample import Downsample, stratified_draw
 
 __all__ = ["TASK", "KnnParams"]
@@ -31,14 +37,34 @@ class KnnParams:
         Reference sets above this size are down-sampled.
     downsample
         "complement" keeps what the draw leaves, as the published code does.
+    retrieval
+        Whether the retrieval precision (`map`, `map_significant`) is computed too, controls left out.
+    retrieval_null
+        "samples": random sets of queries with the same batches; "ranks": random rankings, as in copairs.
+    retrieval_draws
+        Of that null.
+    max_queries
+        At most so many queries of the retrieval, in the perturbations' proportions.
+    alpha
+        A perturbation is retrieved where its adjusted p-value is below.
+    blocks
+        "cell_line": neighbours within one cell line, where the screen names them.
     """
 
     k: int = 251
     components: int = 32
     max_reference: int = 100_000
     downsample: Downsample = "drawn"
+    retrieval: bool = False
+    retrieval_null: RetrievalNull = "samples"
+    retrieval_draws: int = 1000
+    max_queries: int = 20_000
+    alpha: float = 0.05
+    blocks: Blocks = "none"
 
     def __post_init__(self) -> None:
+        if not 0 < self.alpha < 1 or self.retrieval_draws < 20 or self.max_queries < 1:
+            raise ValueError("alpha must lie between 0 and 1, retrieval_draws be 20 or more, max_queries 1 or more")
         if self.k < 1:
             raise ValueError(f"k is {self.k}; it must be 1 or more")
         if self.components < 1:
@@ -48,12 +74,41 @@ class KnnParams:
 
 
 @dataclass(frozen=True)
+class Precisions:
+    """Retrieval precision of every query.
+
+    Attributes
+    ----------
+    table
+        One row per perturbation (and cell line): see `txeval.metrics.average_precision.map_table`.
+    values, chance
+        (m,) of the queries that have one.
+    truth
+        (m,) their perturbation; `unit_labels`, `unit_codes` as in `Ranked`.
+    resolution
+        Smallest p-value that the draws can give.
+    """
+
+    table: pd.DataFrame
+    values: F64
+    chance: F64
+    truth: Ints
+    unit_labels: tuple[Strings, Strings]
+    unit_codes: tuple[Ints, Ints]
+    alpha: float
+    resolution: float
+    left_out: Mapping[str, int]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Neighbourhoods:
-    """Ranks with the controls as one more class, and without them on both sides."""
+    """Ranks with the controls as one more class, and without them on both sides; precisions where asked for."""
 
     everything: Ranked
     perturbed: Ranked | None
     why_not: str
+    retrieval: Precisions | str | None = None
 
 
 def prepare(inputs: TaskInputs) -> Neighbourhoods:
@@ -76,33 +131,182 @@ def prepare(inputs: TaskInputs) -> Neighbourhoods:
     code = samples.perturbation.copy()
     if len(control_labels):
         code[samples.is_control] = control_labels[0]
+    blocks = cell_lines(samples, params.blocks)
 
     def ranked(ref: Ints, query: Ints) -> Ranked:
-        result = true_class_ranks(
-            take_rows(inputs.embedding, ref),
-            code[ref],
-            take_rows(inputs.embedding, query),
-            code[query],
-            k=params.k,
-            components=params.components,
-            n_classes=n_perturbations,
-            threads=inputs.threads,
-            device=inputs.device,
-        )
-        return Ranked(
-            rank=result.rank,
-            truth=code[query],
-            classes=samples.perturbations,
-            train_counts=np.bincount(code[ref], minlength=n_perturbations),
-            left_out=left_out,
-            notes=result.notes,
-        )
+        parts, lost = [], dict(left_out)
+        for block in blocks:
+            r, q = block.within(ref), block.within(query)
+            if len(r) and len(q):
+                parts.append(_votes(inputs, code, r, q, n_perturbations, block.name))
+            elif len(q):
+                lost[f"test samples of cell line {block.name}, which train does not have"] = len(q)
+        if not parts:
+            raise NotComputable("no cell line is in both the train and the test split")
+        return replace(joined(parts, (f"neighbours within each of {len(parts)} cell lines",)), left_out=lost)
 
     everything = ranked(reference, queries)
     ref, query = reference[~samples.is_control[reference]], queries[~samples.is_control[queries]]
     if len(ref) == 0 or len(query) == 0:
-        return Neighbourhoods(everything, None, "no perturbed sample in the train or the test split")
-    return Neighbourhoods(everything, ranked(ref, query), "")
+        why = "no perturbed sample in the train or the test split"
+        return Neighbourhoods(everything, None, why, why if params.retrieval else None)
+    found = None
+    if params.retrieval:
+        try:
+            found = _retrieved(inputs, ref, query, left_out)
+        except NotComputable as problem:
+            return Neighbourhoods(everything, ranked(ref, query), "", str(problem))
+    return Neighbourhoods(everything, ranked(ref, query), "", found)
+
+
+def _votes(inputs: TaskInputs, code: Ints, ref: Ints, query: Ints, n_perturbations: int, line: str) -> Ranked:
+    params: KnnParams = inputs.params
+    result = true_class_ranks(
+        take_rows(inputs.embedding, ref),
+        code[ref],
+        take_rows(inputs.embedding, query),
+        code[query],
+        k=params.k,
+        components=params.components,
+        n_classes=n_perturbations,
+        threads=inputs.threads,
+        device=inputs.device,
+    )
+    labels, units = batch_and_perturbation(inputs.samples, query)
+    return Ranked(
+        rank=result.rank,
+        ahead=result.ahead,
+        truth=code[query],
+        classes=inputs.samples.perturbations,
+        unit_labels=labels,
+        unit_codes=units,
+        train_counts=np.bincount(code[ref], minlength=n_perturbations),
+        notes=tuple(f"{line}: {note}" for note in result.notes) if line else result.notes,
+    )
+
+
+def _retrieved(inputs: TaskInputs, ref: Ints, query: Ints, left_out: Mapping[str, int]) -> Precisions:
+    """Rank the perturbed reference samples by their cosine with every query; within cell lines where there are some."""
+    params: KnnParams = inputs.params
+    samples = inputs.samples
+    lost = dict(left_out)
+    if len(query) > params.max_queries:
+        kept = stratified_draw(samples.perturbation[query], params.max_queries, inputs.rng("retrieval"))
+        lost["queries beyond max_queries"] = len(query) - len(kept)
+        query = query[kept]
+    tables, parts = [], []
+    for block in cell_lines(samples, params.blocks):
+        r, q = block.within(ref), block.within(query)
+        if not len(r) or not len(q):
+            if len(q):
+                lost[f"queries of cell line {block.name}, which train does not have"] = len(q)
+            continue
+        # Classes that only the other rows have would cost memory and nothing else.
+        classes = np.unique(np.concatenate([samples.perturbation[r], samples.perturbation[q]]))
+        truth = np.searchsorted(classes, samples.perturbation[q])
+        embedded = take_rows(inputs.embedding, q)
+        found = retrieve(
+            take_rows(inputs.embedding, r),
+            np.searchsorted(classes, samples.perturbation[r]),
+            embedded,
+            truth,
+            n_classes=len(classes),
+            by_class=params.retrieval_null == "samples",
+        )
+        known = np.isfinite(found.values)
+        if (~known).any():
+            reason = "queries whose perturbation the reference set lacks, or has alone"
+            lost[reason] = lost.get(reason, 0) + int((~known).sum())
+        if not known.any():
+            continue
+        table = map_table(
+            found,
+            embedded,
+            truth,
+            samples.batch[q],
+            samples.perturbations[classes],
+            null=params.retrieval_null,
+            draws=params.retrieval_draws,
+        )
+        table.insert(1, "cell_line", block.name)
+        tables.append(table[table["n"] > 0])
+        chance = expected_average_precision(found.n_positive, found.n_total)
+        parts.append((q[known], found.values[known], chance[known]))
+    if not parts:
+        raise NotComputable("no query has both a sample of its perturbation and one of another in the reference set")
+    table = pd.concat(tables, ignore_index=True)
+    table["p_adjusted"] = adjust(table["p_value"].to_numpy())
+    rows, values, chance = (np.concatenate(column) for column in zip(*parts, strict=True))
+    labels, units = batch_and_perturbation(samples, rows)
+    return Precisions(
+        table=table,
+        values=values,
+        chance=chance,
+        truth=samples.perturbation[rows],
+        unit_labels=labels,
+        unit_codes=units,
+        alpha=params.alpha,
+        resolution=1.0 / (params.retrieval_draws + 1),
+        left_out=lost,
+        notes=(f"within each of {len(parts)} cell lines",) if len(parts) > 1 else (),
+    )
+
+
+def _retrieval(found: Neighbourhoods) -> Precisions:
+    if not isinstance(found.retrieval, Precisions):
+        raise NotComputable(found.retrieval or "the protocol does not ask for it (knn: retrieval)")
+    return found.retrieval
+
+
+def _map(found: Neighbourhoods) -> Score:
+    """Mean over perturbations of the mean precision of their queries."""
+    precision = _retrieval(found)
+    weight = 1.0 / np.bincount(precision.truth)[precision.truth]
+    total = weight.sum()
+    return Score(
+        value=float(precision.values @ weight / total),
+        chance=float(precision.chance @ weight / total),
+        n_samples=len(precision.values),
+        n_groups=len(np.unique(precision.truth)),
+        group="perturbation",
+        left_out=precision.left_out,
+        notes=precision.notes,
+        units=Units.crossed(
+            ("batch", "perturbation"),
+            precision.unit_labels,
+            precision.unit_codes,
+            precision.values * weight,
+            weight,
+        ),
+    )
+
+
+def _map_significant(found: Neighbourhoods) -> Score:
+    precision = _retrieval(found)
+    table = precision.table[precision.table["p_adjusted"].notna()]
+    if not len(table):
+        raise NotComputable("every perturbation is alone in its batches of the test split: it has no null")
+    hits = (table["p_adjusted"] < precision.alpha).to_numpy(dtype=float)
+    lines, line = np.unique(table["cell_line"], return_inverse=True)
+    names, name = np.unique(table["perturbation"].astype(str), return_inverse=True)
+    alone = len(precision.table) - len(table)
+    return Score(
+        value=float(hits.mean()),
+        chance=0.0,
+        n_samples=int(table["n"].sum()),
+        n_groups=len(table),
+        group="perturbation",
+        left_out={**precision.left_out, **({"perturbations alone in their batches": alone} if alone else {})},
+        notes=precision.notes,
+        units=Units.single("perturbation", names, hits)
+        if len(lines) == 1
+        else Units.crossed(("cell_line", "perturbation"), (lines, names), (line, name), hits),
+        interval=adjusted_share_interval(
+            table["p_value"], precision.alpha, "perturbation", resolution=precision.resolution
+        )
+        if len(lines) == 1
+        else None,
+    )
 
 
 def _perturbed(top: int, found: Neighbourhoods) -> Score:
@@ -111,7 +315,20 @@ def _perturbed(top: int, found: Neighbourhoods) -> Score:
     return accuracy(found.perturbed, top)
 
 
+def _perturbed_balanced(found: Neighbourhoods) -> Score:
+    if found.perturbed is None:
+        raise NotComputable(found.why_not)
+    return balanced_accuracy(found.perturbed, 1)
+
+
 def _details(found: Neighbourhoods) -> dict[str, pd.DataFrame]:
+    tables = _accuracies(found)
+    if isinstance(found.retrieval, Precisions):
+        tables["retrieval"] = found.retrieval.table
+    return tables
+
+
+def _accuracies(found: Neighbourhoods) -> dict[str, pd.DataFrame]:
     table = perturbation_table(found.everything)
     if found.perturbed is None:
         return {"perturbations": table}
@@ -167,7 +384,36 @@ TASK = Task(
             summary="Mean over perturbations (controls are one more) of the share of their samples that are right.",
             compute=lambda found: balanced_accuracy(found.everything, 1),
         ),
+        Metric(
+            name="top1_perturbed_balanced",
+            task="knn",
+            label="kNN top 1, controls out, balanced",
+            summary="Mean over perturbations of the share of their samples that are right, the controls left out.",
+            compute=_perturbed_balanced,
+        ),
+        Metric(
+            name="map",
+            task="knn",
+            label="Retrieval mAP",
+            summary="Mean average precision of finding train samples of the same perturbation first, by cosine.",
+            compute=_map,
+            asked=lambda params: params.retrieval,
+        ),
+        Metric(
+            name="map_significant",
+            task="knn",
+            label="Retrieved (BH)",
+            summary="Share of perturbations whose retrieval precision exceeds the null's (adjusted p < 0.05).",
+            compute=_map_significant,
+            asked=lambda params: params.retrieval,
+        ),
     ),
-    stochastic=lambda params, n_samples: n_samples > params.max_reference,
+    stochastic=lambda params, n_samples: (
+        n_samples > params.max_reference or (params.retrieval and n_samples > params.max_queries)
+    ),
     details=_details,
+    ceiling=Ceiling(
+        shared_split("test"),
+        "half of each perturbation's test samples join train, the other half is asked: both share their batches",
+    ),
 )

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import take_rows
+from txeval.compute.arrays import Ints, take_rows
 from txeval.errors import NotComputable
+from txeval.metrics.convergent_probe import WEIGHT_DECAYS, convergent_probe
 from txeval.metrics.linear_probe import linear_probe
-from txeval.tasks.accuracy import Ranked, accuracy, balanced_accuracy, perturbation_table
-from txeval.tasks.base import Metric, Task, TaskInputs
+from txeval.tasks.accuracy import Ranked, accuracy, balanced_accuracy, joined, perturbation_table
+from txeval.tasks.base import Ceiling, Metric, Task, TaskInputs, batch_and_perturbation
+from txeval.tasks.blocks import Blocks, cell_lines
+from txeval.tasks.ceiling import shared_split
+from txeval.tasks.subsample import stratified_draw
 
 __all__ = ["TASK", "LinearProbeParams"]
 
@@ -24,12 +28,20 @@ class LinearProbeParams:
     Attributes
     ----------
     solver
-        "adamw" is the paper's recipe; "softmax-short" and "lda" are other, cheaper probes, and say so in every row.
+        "adamw" is the paper's recipe; "convergent" standardises the inputs and is solved until it converges, with the
+        weight decay chosen on held-out train batches (nothing of the recipe is used, the seed neither);
+        "softmax-short" and "lda" are other, cheaper probes, and say so in every row.
     drop_last
         Whether the last partial minibatch of an epoch is left out, as in the published code.
+    weight_decays, validation, tolerance, max_iterations
+        Of "convergent": penalties to choose from, share of the train batches to choose on, when it has converged.
+    max_train
+        Training samples above this number are drawn by class; 0: all.
+    blocks
+        "cell_line": a probe for each cell line, where the screen names them.
     """
 
-    solver: Literal["adamw", "softmax-short", "lda"] = "adamw"
+    solver: Literal["adamw", "convergent", "softmax-short", "lda"] = "adamw"
     epochs: int = 250
     batch_size: int = 2048
     lr: float = 1e-3
@@ -37,8 +49,18 @@ class LinearProbeParams:
     warmup_epochs: int = 10
     warmup_lr: float = 3e-5
     drop_last: bool = False
+    weight_decays: tuple[float, ...] = WEIGHT_DECAYS
+    validation: float = 0.3
+    tolerance: float = 1e-6
+    max_iterations: int = 300
+    max_train: int = 0
+    blocks: Blocks = "none"
 
     def __post_init__(self) -> None:
+        if not self.weight_decays or min(self.weight_decays) <= 0 or not 0 < self.validation < 1:
+            raise ValueError("weight_decays must be above 0 and validation between 0 and 1")
+        if self.tolerance <= 0 or self.max_iterations < 1 or self.max_train < 0:
+            raise ValueError("tolerance must be above 0, max_iterations 1 or more, max_train 0 or more")
         if self.epochs < 1 or self.batch_size < 1:
             raise ValueError(f"epochs is {self.epochs} and batch_size {self.batch_size}; both must be 1 or more")
         if not 0 <= self.warmup_epochs < self.epochs:
@@ -54,32 +76,78 @@ def prepare(inputs: TaskInputs) -> Ranked:
     train, test = (rows[~samples.is_control[rows]] for rows in (inputs.splits["train"], inputs.splits["test"]))
     if len(train) == 0 or len(test) == 0:
         raise NotComputable("the train or the test split holds no perturbed sample: it takes at least two batches")
-    classes, y_train = np.unique(samples.perturbation[train], return_inverse=True)
+    classes = np.unique(samples.perturbation[train])
     if len(classes) < 2:
         raise NotComputable("the train split holds one perturbation: there is nothing to tell apart")
+    left_out: dict[str, int] = {}
+    if params.max_train and len(train) > params.max_train:
+        kept = stratified_draw(samples.perturbation[train], params.max_train, inputs.rng("linear_probe", "train"))
+        left_out["train samples beyond max_train"] = len(train) - len(kept)
+        train = train[kept]
+    blocks = cell_lines(samples, params.blocks)
+    parts = []
+    for block in blocks:
+        inside = block.within(train), block.within(test)
+        try:
+            parts.append(_probe(inputs, *inside, classes, block.name))
+        except NotComputable as why:
+            if len(blocks) == 1:
+                raise
+            left_out[f"test samples of cell line {block.name}: {why}"] = len(inside[1])
+    if not parts:
+        raise NotComputable("no cell line has two perturbations in train and one of them in test")
+    ranked = joined(parts, (f"a probe for each of {len(parts)} cell lines",))
+    return replace(ranked, left_out=left_out)
+
+
+def _probe(inputs: TaskInputs, train: Ints, test: Ints, classes: Ints, line: str) -> Ranked:
+    params: LinearProbeParams = inputs.params
+    samples = inputs.samples
+    y_train = np.searchsorted(classes, samples.perturbation[train])
     y_test = np.searchsorted(classes, samples.perturbation[test])
-    result = linear_probe(
-        take_rows(inputs.embedding, train),
-        y_train,
-        take_rows(inputs.embedding, test),
-        y_test,
-        seed=inputs.seed,
-        solver=params.solver,
-        device=inputs.device,
-        epochs=params.epochs,
-        batch_size=params.batch_size,
-        lr=params.lr,
-        weight_decay=params.weight_decay,
-        warmup_epochs=params.warmup_epochs,
-        warmup_lr=params.warmup_lr,
-        drop_last=params.drop_last,
-    )
+    X_train, X_test = take_rows(inputs.embedding, train), take_rows(inputs.embedding, test)
+    if params.solver == "convergent":
+        result = convergent_probe(
+            X_train,
+            y_train,
+            X_test,
+            y_test,
+            batch=np.asarray(samples.batches)[samples.batch[train]],
+            weight_decays=params.weight_decays,
+            validation=params.validation,
+            tolerance=params.tolerance,
+            max_iterations=params.max_iterations,
+            device=inputs.device,
+            threads=inputs.threads,
+        )
+    else:
+        result = linear_probe(
+            X_train,
+            y_train,
+            X_test,
+            y_test,
+            seed=inputs.seed,
+            solver=params.solver,
+            device=inputs.device,
+            epochs=params.epochs,
+            batch_size=params.batch_size,
+            lr=params.lr,
+            weight_decay=params.weight_decay,
+            warmup_epochs=params.warmup_epochs,
+            warmup_lr=params.warmup_lr,
+            drop_last=params.drop_last,
+        )
+    notes = (f"solver: {params.solver}, {result['steps']} training steps", *result["notes"])
+    labels, units = batch_and_perturbation(samples, test)
     return Ranked(
         rank=result["rank"],
+        ahead=np.where(result["ahead"] < 0, -1, np.unique(y_train)[result["ahead"]]),
         truth=y_test.astype(np.int64),
         classes=samples.perturbations[classes],
+        unit_labels=labels,
+        unit_codes=units,
         train_counts=np.bincount(y_train, minlength=len(classes)),
-        notes=(f"solver: {params.solver}, {result['steps']} training steps", *result["notes"]),
+        notes=tuple(f"{line}: {note}" for note in notes) if line else notes,
     )
 
 
@@ -92,7 +160,7 @@ TASK = Task(
     level=2,
     title="Linear separability",
     question="Can one linear layer on the frozen representation tell which perturbation a sample got?",
-    limits="With few training steps it measures the scale of the embedding as much as what is in it.",
+    limits="Trained by the paper's recipe it measures the scale of the embedding as much as what is in it.",
     params=LinearProbeParams,
     prepare=prepare,
     metrics=(
@@ -120,6 +188,10 @@ TASK = Task(
             compute=lambda ranked: balanced_accuracy(ranked, 1),
         ),
     ),
-    stochastic=lambda params, n_samples: params.solver != "lda",
+    stochastic=lambda params, n_samples: params.solver not in ("lda", "convergent") or 0 < params.max_train < n_samples,
     details=_details,
+    ceiling=Ceiling(
+        shared_split("test"),
+        "half of each perturbation's test samples join train, the other half is asked: both share their batches",
+    ),
 )

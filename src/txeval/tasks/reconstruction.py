@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import F32, F64, Ints, Strings, row_blocks, take_rows
-from txeval.compute.correlation import ColumnStore, Spearman, spearman_by_gene
+from txeval.compute.arrays import F32, F64, Bools, Ints, Strings, row_blocks, take_rows
+from txeval.compute.correlation import ColumnStore, Spearman, correlation_influence, spearman_by_gene
 from txeval.compute.decoder import Decoder, DecoderKind, fit_decoder
-from txeval.compute.intervals import RatioUnits
+from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
+from txeval.metrics.convergent_probe import validation_rows
+from txeval.metrics.profiles import ProfileReference, ProfileSums
 from txeval.metrics.reconstruction import (
     ConstantTruth,
     GeneMoments,
@@ -20,15 +23,34 @@ from txeval.metrics.reconstruction import (
     StructuralIntegrity,
     gene_mean,
 )
-from txeval.tasks.base import Expression, Metric, Score, Task, TaskInputs
+from txeval.tasks.base import (
+    Ceiling,
+    Expression,
+    Metric,
+    Score,
+    Task,
+    TaskInputs,
+    batch_and_perturbation,
+    crossed_units,
+)
+from txeval.tasks.blocks import Blocks, RowSubset, cell_lines, crossed_batches
+from txeval.tasks.ceiling import shared_split
 
 __all__ = ["TASK", "ReconstructionParams"]
 
 #: The published code scores minibatches of this size.
 SCORED_BATCH = 512
 
+#: Decoders without a seed, and the share of the train batches that the penalty of one of them is chosen on.
+CLOSED_FORM = ("least_squares", "ridge")
+HELD_OUT = 0.3
+
 #: The recipe was made for thousands of steps; with fewer than this its weights stay near their random start.
 FEW_STEPS = 1000
+
+
+#: The influence of samples on the mean correlation is taken over so many values: at most this / samples of the genes.
+INFLUENCE_ELEMENTS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -39,13 +61,17 @@ class ReconstructionParams:
     ----------
     decoder
         "linear": two stacked linear layers (paper); "mlp": three hidden ReLU layers (published code);
-        "least_squares": the optimum of the first in closed form.
+        "least_squares": the optimum of the first in closed form; "ridge": the same with a penalty that is chosen on
+        held-out train batches.
     hidden
         Width of the hidden layers; 0: interpolated between the embedding's and the number of genes.
     constant_truth
         A gene that is constant in the scored samples: "leave_out", or "zero" as the published code.
     score_every
         Score only every so many minibatches of 512 samples; 100 is what the published code does.
+    blocks
+        "cell_line": controls and perturbations of each cell line apart, where the screen names them; the decoder is
+        one for all.
     """
 
     decoder: DecoderKind = "linear"
@@ -58,6 +84,7 @@ class ReconstructionParams:
     warmup_lr: float = 3e-5
     constant_truth: ConstantTruth = "leave_out"
     score_every: int = 1
+    blocks: Blocks = "none"
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 1 or self.score_every < 1 or self.hidden < 0:
@@ -67,14 +94,81 @@ class ReconstructionParams:
 
 
 @dataclass(frozen=True)
+class Contributions:
+    """What every scored sample contributes to each score.
+
+    Attributes
+    ----------
+    labels, codes
+        Batches and perturbations of the samples as units; see `batch_and_perturbation`.
+    squared, absolute
+        (n,) mean over genes of the squared and of the absolute error.
+    total
+        (n,) mean over genes of the squared distance of the truth from its grand mean.
+    pearson, spearman
+        (n,) influence on the mean over genes.
+    distance, maximum
+        (n,) parts of the Structural Integrity's sums over batches; 0 in batches without controls.
+    """
+
+    labels: tuple[Strings, Strings]
+    codes: tuple[Ints, Ints]
+    squared: F64
+    absolute: F64
+    total: F64
+    pearson: F64
+    spearman: F64
+    distance: F64
+    maximum: F64
+
+    def units(
+        self, numerator: F64, denominator: F64 | None = None, *, offset: float = 0.0, scale: float = 1.0
+    ) -> Units:
+        """Contributions to one score by batch and perturbation."""
+        used = slice(None) if denominator is None else denominator > 0
+        return crossed_units(
+            self.labels,
+            (self.codes[0][used], self.codes[1][used]),
+            numerator[used],
+            None if denominator is None else denominator[used],
+            offset=offset,
+            scale=scale,
+        )
+
+
+@dataclass(frozen=True)
+class ProfileScores:
+    """Correlation of decoded and measured effects of perturbations, for both references.
+
+    Attributes
+    ----------
+    table
+        perturbation, cell_line ("" where there is one block), n_samples, pearson_delta, pearson_delta_perturbed_mean.
+    constant
+        Perturbations whose decoded effect is constant.
+    reasons
+        Column -> why it has no values.
+    left_out
+        Samples in batches without controls.
+    """
+
+    table: pd.DataFrame
+    constant: int
+    reasons: Mapping[str, str]
+    left_out: int
+
+
+@dataclass(frozen=True)
 class Decoded:
     """Sums over the scored samples; no matrix of predictions."""
 
     genes: Strings
     batches: Strings
+    samples: Contributions
     moments: GeneMoments
     spearman: Spearman
     integrity: StructuralIntegrity | NotComputable
+    profiles: ProfileScores
     params: ReconstructionParams
     notes: tuple[str, ...]
 
@@ -97,7 +191,7 @@ def prepare(inputs: TaskInputs) -> Decoded:
         raise NotComputable(f"the train split has {len(train)} samples: a decoder needs at least two")
     if len(rows) < 2:
         raise NotComputable(f"the heldout split has {len(rows)} samples: correlations need at least two")
-    steps = 0 if params.decoder == "least_squares" else params.epochs * math.ceil(len(train) / params.batch_size)
+    steps = 0 if params.decoder in CLOSED_FORM else params.epochs * math.ceil(len(train) / params.batch_size)
     trained = f", {steps} training steps" if steps else ""
     notes = [f"decoder: {params.decoder}{trained}", expression.note]
     if 0 < steps < FEW_STEPS:
@@ -105,6 +199,14 @@ def prepare(inputs: TaskInputs) -> Decoded:
     if params.score_every > 1:
         rows = rows[(np.arange(len(rows)) // SCORED_BATCH) % params.score_every == 0]
         notes.append(f"every {params.score_every}th minibatch of {SCORED_BATCH} scored")
+    held, how = None, ""
+    if params.decoder == "ridge":
+        held, how = validation_rows(
+            RowSubset(inputs.embedding, train),
+            np.asarray(inputs.samples.batches)[inputs.samples.batch[train]],
+            np.zeros(len(train), dtype=np.int64),
+            HELD_OUT,
+        )
     decoder = fit_decoder(
         inputs.embedding,
         lambda chosen: _rows_of(expression, chosen),
@@ -118,8 +220,11 @@ def prepare(inputs: TaskInputs) -> Decoded:
         warmup_epochs=params.warmup_epochs,
         warmup_lr=params.warmup_lr,
         seed=inputs.seed,
+        held_out=held,
         device=inputs.device,
     )
+    if decoder.penalty is not None:
+        notes.append(f"penalty {decoder.penalty:g}, chosen by the squared error on {how}")
     return _score(inputs, expression, decoder, rows, tuple(notes))
 
 
@@ -127,15 +232,30 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
     samples = inputs.samples
     genes = expression.genes
     moments = GeneMoments(len(genes))
-    present, batch = np.unique(samples.batch[rows], return_inverse=True)
+    strata, names = crossed_batches(samples, inputs.params.blocks)
+    present, batch = np.unique(strata[rows], return_inverse=True)
     sums = IntegritySums(len(genes), len(present))
     n, g = len(rows), len(genes)
+    batch = batch.astype(np.int64)
+    control = samples.is_control[rows]
+    groups, profiles, group = _profile_groups(inputs, rows, batch, len(present), g)
+    centres = _control_means(inputs, expression, decoder, rows[control], batch[control], len(present))
+    squared, absolute, plain, plain_squares, residual, structure = np.zeros((6, n))
     with ColumnStore(n, g) as truth:
         for part, block in expression.blocks(rows):
             predicted = decoder.predict(take_rows(inputs.embedding, rows[part]))
             moments.add(predicted, block)
-            sums.add(predicted, block, batch[part].astype(np.int64), samples.is_control[rows[part]])
+            sums.add(predicted, block, batch[part], control[part])
+            profiles.add(predicted, block, group[part], batch[part])
             truth.write(part, block)
+            error = predicted - block
+            squared[part] = np.einsum("ij,ij->i", error, error, dtype=np.float64) / g
+            absolute[part] = np.abs(error).mean(axis=1, dtype=np.float64)
+            plain[part] = block.mean(axis=1, dtype=np.float64)
+            plain_squares[part] = np.einsum("ij,ij->i", block, block, dtype=np.float64) / g
+            for values, centre, out in ((error, centres[0], residual), (block, centres[1], structure)):
+                away = values - centre[batch[part]]
+                out[part] = np.einsum("ij,ij->i", away, away, dtype=np.float64)
 
         def predicted_columns(chosen: slice) -> F32:
             out = np.empty((n, len(range(*chosen.indices(g)))), dtype=np.float32)
@@ -144,16 +264,143 @@ def _score(inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: I
             return out
 
         spearman = spearman_by_gene(predicted_columns, truth, n, g)
+        by_pearson, by_spearman = _correlation_influence(inputs.params, predicted_columns, truth, spearman, n, g)
     integrity: StructuralIntegrity | NotComputable
     try:
         integrity = sums.result()
     except NotComputable as why:
         integrity = why
-    return Decoded(genes, samples.batches[present], moments, spearman, integrity, inputs.params, notes)
+    grand = plain.mean()
+    scored = np.bincount(batch, weights=control, minlength=len(present)) > 0
+    labels, units = batch_and_perturbation(samples, rows)
+    contributions = Contributions(
+        labels=labels,
+        codes=units,
+        squared=squared,
+        absolute=absolute,
+        total=plain_squares - 2 * grand * plain + grand**2,
+        pearson=by_pearson,
+        spearman=by_spearman,
+        distance=_norm_parts(residual, batch, units[1], control, scored),
+        maximum=2 * _norm_parts(structure, batch, units[1], control, scored),
+    )
+    return Decoded(
+        genes=genes,
+        batches=names[present],
+        samples=contributions,
+        moments=moments,
+        spearman=spearman,
+        integrity=integrity,
+        profiles=_profile_scores(profiles, groups, int((group < -1).sum())),
+        params=inputs.params,
+        notes=notes,
+    )
 
 
-def _gene_score(decoded: Decoded, values: F64, *, correlation: bool) -> Score:
-    """Mean over genes, with the genes as units of the interval."""
+#: Column of the table of profiles -> what the effects are relative to.
+REFERENCES: Mapping[str, ProfileReference] = {
+    "pearson_delta": "controls",
+    "pearson_delta_perturbed_mean": "perturbed",
+}
+
+
+def _profile_groups(
+    inputs: TaskInputs, rows: Ints, batch: Ints, n_batches: int, n_genes: int
+) -> tuple[pd.DataFrame, ProfileSums, Ints]:
+    """Perturbations (within cell lines) of the scored samples, empty sums, and the group of each sample.
+
+    Groups: -1 for controls, -2 for samples in batches without one.
+    """
+    samples = inputs.samples
+    control = samples.is_control[rows]
+    lines = samples.cell_lines if samples.cell_lines is not None else np.asarray([""])
+    blocks = cell_lines(samples, inputs.params.blocks)
+    line = samples.cell_line[rows] if len(blocks) > 1 and samples.cell_line is not None else np.zeros_like(rows)
+    cells, group = np.unique(samples.perturbation[rows] * len(lines) + line, return_inverse=True)
+    usable = np.bincount(batch, weights=control, minlength=n_batches)[batch] > 0
+    table = pd.DataFrame({"perturbation": samples.perturbations[cells // len(lines)]})
+    table["cell_line"] = lines[cells % len(lines)] if len(blocks) > 1 else ""
+    codes = np.where(usable, np.where(control, -1, group.reshape(-1)), -2)
+    return table, ProfileSums(n_genes, len(cells), n_batches), codes.astype(np.int64)
+
+
+def _profile_scores(profiles: ProfileSums, groups: pd.DataFrame, left_out: int) -> ProfileScores:
+    table, constant, reasons = groups.copy(), 0, {}
+    for column, reference in REFERENCES.items():
+        try:
+            found = profiles.result(reference, block=np.unique(groups["cell_line"], return_inverse=True)[1])
+        except NotComputable as why:
+            reasons[column] = str(why)
+            table[column] = np.nan
+            continue
+        table["n_samples"] = found.n
+        table[column] = found.values
+        constant = max(constant, int(found.constant_pred.sum())) if reference == "controls" else constant
+    if "n_samples" in table:
+        table = table[table["n_samples"] > 0].reset_index(drop=True)
+    return ProfileScores(table, constant, reasons, left_out)
+
+
+def _control_means(
+    inputs: TaskInputs, expression: Expression, decoder: Decoder, rows: Ints, batch: Ints, n_batches: int
+) -> tuple[F32, F32]:
+    """Mean over the controls of every batch of the decoder's error and of the truth: (n_batches, g) each."""
+    error, truth = np.zeros((2, n_batches, len(expression.genes)))
+    for part, block in expression.blocks(rows):
+        predicted = decoder.predict(take_rows(inputs.embedding, rows[part]))
+        np.add.at(error, batch[part], predicted - block)
+        np.add.at(truth, batch[part], block)
+    n = np.maximum(1, np.bincount(batch, minlength=n_batches))[:, None]
+    return (error / n).astype(np.float32), (truth / n).astype(np.float32)
+
+
+def _norm_parts(squares: F64, batch: Ints, level: Ints, control: Bools, scored: Bools) -> F64:
+    """Parts of sqrt(sum of squares) / n of every batch; 0 where not scored.
+
+    A perturbation's part is what the batch loses without it. The controls, which no screen lacks, have the linear part
+    of that. What the parts of all leave is shared out by number.
+    """
+    total = np.bincount(batch, weights=squares, minlength=len(scored))
+    n = np.bincount(batch, minlength=len(scored))
+    norm = np.sqrt(total) / np.maximum(n, 1) * scored
+    cells, cell = np.unique(batch * (int(level.max(initial=0)) + 1) + level, return_inverse=True)
+    cell = np.asarray(cell).reshape(-1)
+    number = np.bincount(cell, minlength=len(cells))
+    inside = np.zeros(len(cells), dtype=np.int64)
+    inside[cell] = batch
+    rest = np.maximum(total[inside] - np.bincount(cell, weights=squares, minlength=len(cells)), 0.0)
+    without = np.sqrt(rest) / np.maximum(n[inside] - number, 1) * scored[inside]
+    linear = 1 - rest / np.where(total > 0, total, 1.0)[inside]
+    linear = norm[inside] * (linear / 2 - number / np.maximum(n, 1)[inside])
+    apart = np.zeros(len(cells), dtype=bool)
+    apart[cell] = control
+    part = np.where(apart, linear, norm[inside] - without)
+    left = norm - np.bincount(inside, weights=part, minlength=len(scored))
+    return np.asarray((part / number)[cell] + (left / np.maximum(n, 1))[batch])
+
+
+def _correlation_influence(
+    params: ReconstructionParams,
+    predicted_columns: Callable[[slice], F32],
+    truth: ColumnStore,
+    spearman: Spearman,
+    n: int,
+    g: int,
+) -> tuple[F64, F64]:
+    """Influence of every sample on the means of Pearson and Spearman, over evenly spaced genes: (n,) each."""
+    step = max(1, math.ceil(n * g / INFLUENCE_ELEMENTS))
+    genes = slice(0, g, step)
+    counted = np.ones(g, dtype=bool) if params.constant_truth == "zero" else ~spearman.constant_true
+    predicted, true = predicted_columns(genes), truth(genes)
+    total = np.zeros((2, n))
+    for k in np.flatnonzero(counted[genes]):
+        total += correlation_influence(predicted[:, k], true[:, k])
+    total /= max(1, int(counted[genes].sum()))
+    return total[0], total[1]
+
+
+def _gene_score(decoded: Decoded, values: F64, by_sample: F64, *, correlation: bool) -> Score:
+    """Mean over genes; it varies with the samples, by batch and perturbation."""
     constant_true, constant_pred = decoded.moments.constant_true, decoded.moments.constant_pred
     left_out = {}
     if correlation:
@@ -177,7 +424,7 @@ def _gene_score(decoded: Decoded, values: F64, *, correlation: bool) -> Score:
         group="gene",
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=decoded.notes,
-        units=RatioUnits("gene", counted, np.ones(len(counted))),
+        units=decoded.samples.units(by_sample + value if correlation else by_sample),
     )
 
 
@@ -188,6 +435,7 @@ def _r2(decoded: Decoded) -> Score:
         n_groups=len(decoded.genes),
         group="gene",
         notes=decoded.notes,
+        units=decoded.samples.units(decoded.samples.squared, decoded.samples.total, offset=1.0, scale=-1.0),
     )
 
 
@@ -207,7 +455,47 @@ def _integrity(decoded: Decoded) -> Score:
         group="batch",
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=decoded.notes,
-        units=found.units,
+        units=decoded.samples.units(decoded.samples.distance, decoded.samples.maximum, offset=1.0, scale=-1.0),
+    )
+
+
+def _rescaled(decoded: Decoded) -> Score:
+    """Structural Integrity s as 2 s - 1: the distance relative to that of a prediction without effect."""
+    score = _integrity(decoded)
+    assert score.value is not None  # _integrity raises where there is none
+    parts = decoded.samples
+    units = parts.units(parts.distance, parts.maximum, offset=1.0, scale=-2.0)
+    return replace(score, value=2 * score.value - 1, chance=0.0, units=units)
+
+
+def _profile(decoded: Decoded, column: str) -> Score:
+    """Mean over perturbations of the correlation of decoded and measured effects."""
+    found = decoded.profiles
+    if column in found.reasons:
+        raise NotComputable(found.reasons[column])
+    table = found.table[found.table[column].notna()]
+    if not len(table):
+        raise NotComputable("the measured effect of every perturbation is the same for all genes")
+    values = table[column].to_numpy(dtype=float)
+    (lines, line), (names, name) = (
+        np.unique(table[key].astype(str), return_inverse=True) for key in ("cell_line", "perturbation")
+    )
+    left_out = {
+        "samples of batches without controls": found.left_out,
+        "perturbations of constant decoded effect (count as 0)": found.constant,
+        "perturbations of constant measured effect": len(found.table) - len(table),
+    }
+    return Score(
+        value=float(values.mean()),
+        chance=0.0,
+        n_samples=int(table["n_samples"].sum()),
+        n_groups=len(table),
+        group="perturbation",
+        left_out={reason: count for reason, count in left_out.items() if count},
+        notes=decoded.notes,
+        units=Units.single("perturbation", names, values)
+        if len(lines) == 1
+        else Units.crossed(("cell_line", "perturbation"), (lines, names), (line, name), values),
     )
 
 
@@ -226,6 +514,8 @@ def _details(decoded: Decoded) -> dict[str, pd.DataFrame]:
             }
         )
     }
+    if len(decoded.profiles.table):
+        tables["perturbations"] = decoded.profiles.table
     if isinstance(decoded.integrity, StructuralIntegrity):
         tables["batches"] = pd.DataFrame(
             {
@@ -242,7 +532,7 @@ TASK = Task(
     level=6,
     title="Reconstruction",
     question="Can expression be decoded from the representation, and does its structure within batches survive?",
-    limits="A decoder that predicts every gene's mean has a low error and keeps nothing of the perturbations.",
+    limits="Predicting every gene's mean has a low error; the noise of the scored samples is in their embedding too.",
     params=ReconstructionParams,
     prepare=prepare,
     metrics=(
@@ -251,7 +541,9 @@ TASK = Task(
             task="reconstruction",
             label="Spearman",
             summary="Rank correlation of decoded and measured expression over samples, mean over genes.",
-            compute=lambda decoded: _gene_score(decoded, decoded.spearman.values, correlation=True),
+            compute=lambda decoded: _gene_score(
+                decoded, decoded.spearman.values, decoded.samples.spearman, correlation=True
+            ),
             low=-1.0,
             headline=True,
         ),
@@ -265,11 +557,37 @@ TASK = Task(
             headline=True,
         ),
         Metric(
+            name="structural_integrity_rescaled",
+            task="reconstruction",
+            label="Structural Integrity, 0 to 1",
+            summary="The same on a scale of its own: 1 exact, 0 no effect at all, below 0 worse than none.",
+            compute=_rescaled,
+            low=float("-inf"),
+        ),
+        Metric(
+            name="pearson_delta",
+            task="reconstruction",
+            label="Pearson delta",
+            summary="Correlation over genes of the decoded and the measured mean effect, mean over perturbations.",
+            compute=lambda decoded: _profile(decoded, "pearson_delta"),
+            low=-1.0,
+        ),
+        Metric(
+            name="pearson_delta_perturbed_mean",
+            task="reconstruction",
+            label="Pearson delta, perturbed mean",
+            summary="The same after subtracting the mean effect of all perturbations from every effect.",
+            compute=lambda decoded: _profile(decoded, "pearson_delta_perturbed_mean"),
+            low=-1.0,
+        ),
+        Metric(
             name="pearson",
             task="reconstruction",
             label="Pearson",
             summary="Linear correlation over samples, mean over genes.",
-            compute=lambda decoded: _gene_score(decoded, decoded.moments.pearson, correlation=True),
+            compute=lambda decoded: _gene_score(
+                decoded, decoded.moments.pearson, decoded.samples.pearson, correlation=True
+            ),
             low=-1.0,
         ),
         Metric(
@@ -277,7 +595,9 @@ TASK = Task(
             task="reconstruction",
             label="MSE",
             summary="Mean squared error of log-normalised expression.",
-            compute=lambda decoded: _gene_score(decoded, decoded.moments.mse, correlation=False),
+            compute=lambda decoded: _gene_score(
+                decoded, decoded.moments.mse, decoded.samples.squared, correlation=False
+            ),
             higher_is_better=False,
             high=float("inf"),
         ),
@@ -286,7 +606,9 @@ TASK = Task(
             task="reconstruction",
             label="MAE",
             summary="Mean absolute error of log-normalised expression.",
-            compute=lambda decoded: _gene_score(decoded, decoded.moments.mae, correlation=False),
+            compute=lambda decoded: _gene_score(
+                decoded, decoded.moments.mae, decoded.samples.absolute, correlation=False
+            ),
             higher_is_better=False,
             high=float("inf"),
         ),
@@ -299,7 +621,11 @@ TASK = Task(
             low=float("-inf"),
         ),
     ),
-    stochastic=lambda params, n_samples: params.decoder != "least_squares",
+    stochastic=lambda params, n_samples: params.decoder not in CLOSED_FORM,
     details=_details,
     needs_expression=True,
+    ceiling=Ceiling(
+        shared_split("heldout"),
+        "half of each perturbation's heldout samples join train, the other half is decoded: both share their batches",
+    ),
 )

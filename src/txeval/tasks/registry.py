@@ -60,9 +60,12 @@ def get_task(name: str) -> Task:
         raise unknown("task", name, _tasks()) from None
 
 
-def metrics_of(task: Task) -> tuple[Metric, ...]:
-    """Metrics of a task: its own, then those that other packages add."""
-    return (*task.metrics, *(metric for metric in _plugin_metrics() if metric.task == task.name))
+def metrics_of(task: Task, params: Params | None = None) -> tuple[Metric, ...]:
+    """Metrics of a task: its own, then those that other packages add; with parameters those that they ask for."""
+    found = (*task.metrics, *(metric for metric in _plugin_metrics() if metric.task == task.name))
+    if params is None:
+        return found
+    return tuple(metric for metric in found if metric.asked is None or metric.asked(params))
 
 
 def task_params(task: Task, values: Mapping[str, Any], *, where: str = "") -> Params:

@@ -19,6 +19,9 @@ __all__ = ["COMMAND"]
 
 _SIMULATED = "[SIMULATED DATA] "
 
+#: Samples in the 2-D view of its report: all of them.
+DEMO_CELLS = 4000
+
 
 def _configure(parser: Parser) -> None:
     parser.add_argument(
@@ -53,6 +56,7 @@ class _EveryLine:
 def _run(args: argparse.Namespace) -> int:
     from rich.text import Text
 
+    from txeval.cli.commands.report import write_report
     from txeval.data.norman import demo_screen
     from txeval.protocol import load_protocol
     from txeval.run import build_config, make_progress
@@ -81,6 +85,8 @@ def _run(args: argparse.Namespace) -> int:
     stream = cast(IO[str], _EveryLine(sys.stderr, _SIMULATED)) if simulated else None
     outcome = run_config(config, make_progress(plain=True if args.plain else None, stream=stream))
     conclude(outcome, console)
+    path = write_report(outcome.folder, cells=DEMO_CELLS)
+    console.print(Text(f"Report, to be opened in a browser: {path.absolute()}", overflow="fold"))
     # On so small a screen some scores have no number but a reason: that is part of what is shown.
     return 1 if outcome.n_errors else 0
 
@@ -125,8 +131,8 @@ COMMAND = Command(
     summary="run the whole benchmark on a small real screen (a few minutes)",
     description="Runs all levels with all post-processings on Norman et al. 2019 (3,375 cells, 34 labels, "
     "8 batches), with PCA and the random baseline. Where that screen can neither be found nor downloaded, it "
-    "runs on a simulated one, and every line says so. Exit status 0 even where a level has a reason instead of "
-    "a score on so small a screen.",
+    "runs on a simulated one, and every line says so. It ends with the report. Exit status 0 even where a level has a "
+    "reason instead of a score on so small a screen.",
     configure=_configure,
     run=_run,
     position=10,

@@ -102,6 +102,7 @@ def _run(args: argparse.Namespace) -> int:
             Path(args.out),
             protocol=load_protocol(args.protocol),
             layer=args.layer,
+            labels=None if args.labels is None else Path(args.labels),
             scale=args.scale,
             name=args.name,
             min_counts=args.min_counts,

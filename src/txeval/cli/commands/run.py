@@ -46,9 +46,10 @@ def conclude(outcome: Outcome, console: Console) -> None:
     """Print the summary, what was computed, and where it is."""
     from rich.text import Text
 
+    from txeval.report import Results
     from txeval.run.progress import duration
 
-    show_summary(outcome.scores, console)
+    show_summary(Results.open(outcome.folder, outcome.scores), console)
     reused = f", {outcome.n_reused:,} were there already" if outcome.n_reused else ""
     console.print(Text(f"{outcome.n_computed:,} cells computed in {duration(outcome.seconds)}{reused}."))
     if outcome.n_failed:
@@ -58,6 +59,7 @@ def conclude(outcome: Outcome, console: Console) -> None:
     folder = outcome.folder
     console.print(Text(f"Scores: {folder / 'scores.csv'}, {folder / 'scores.parquet'}", overflow="fold"))
     console.print(Text(f"All tables: txeval show {folder} --table full", overflow="fold"))
+    console.print(Text(f"To look at it in a browser: txeval report {folder}", overflow="fold"))
 
 
 COMMAND = Command(

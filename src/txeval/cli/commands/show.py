@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txeval.cli.base import Command, Parser, one_of, output_console
@@ -15,8 +14,9 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from txeval.report.layout import Grid
+    from txeval.report.results import Results
 
-__all__ = ["COMMAND", "show_summary"]
+__all__ = ["COMMAND", "checked_metrics", "opened", "show_summary", "write_grids"]
 
 #: Remarks of one task that the summary shows; some name every batch or embedding.
 SHOWN_REMARKS = 4
@@ -30,7 +30,8 @@ def _configure(parser: Parser) -> None:
         "--table",
         metavar="WHICH",
         default="summary",
-        help="summary (default): best post-processing per model and metric; full: all of them, mean ± sd over seeds; "
+        help="summary (default): one post-processing per model and metric, with interval and rank; full: all of them, "
+        "mean ± sd over seeds; "
         "or the name of a task: the same for that level",
     )
     parser.add_argument(
@@ -49,37 +50,44 @@ def _configure(parser: Parser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from txeval import report
-    from txeval.run import read_scores
 
-    scores = read_scores(Path(args.folder))
-    if scores.empty:
-        raise InputError(f"{args.folder} holds no scores", remedy="run `txeval run` with this folder as --out")
-    metrics = _checked_metrics(args.metric, scores)
+    results = opened(args.folder)
+    scores = results.scores
+    metrics = checked_metrics(args.metric, scores)
     if args.table == "summary" and not args.details:
         if args.format == "terminal":
-            show_summary(scores, output_console(plain=args.plain), metrics=metrics)
+            show_summary(results, output_console(plain=args.plain), metrics=metrics)
             return 0
-        scores = report.mark_untrained(scores)
         if args.format == "csv":
-            sys.stdout.write(report.to_csv(report.summary(scores, metrics=metrics)))
+            sys.stdout.write(report.to_csv(report.summary(scores, results, metrics=metrics)))
             return 0
-        return _write(report.summary_grids(scores, metrics=metrics), args)
-    scores = report.mark_untrained(scores)
+        return write_grids(report.summary_grids(scores, results, metrics=metrics), args)
     task = None if args.table in ("summary", "full") else args.table
     tasks = list(dict.fromkeys(scores["task"]))
     if task is not None and task not in tasks:
         raise unknown("table", task, ["summary", "full", *tasks], where=str(args.folder))
     if args.format == "csv":
-        frame = report.aggregate(scores)
-        frame = frame if task is None else frame[frame["task"] == task]
-        frame = frame if metrics is None else frame[frame["metric"].isin(metrics)]
-        sys.stdout.write(report.to_csv(frame))
+        scores = scores if task is None else scores[scores["task"] == task]
+        scores = scores if metrics is None else scores[scores["metric"].isin(metrics)]
+        sys.stdout.write(report.to_csv(report.aggregate(scores, results)))
         return 0
-    make = report.detail_grids if args.details else report.full_grids
-    return _write(make(scores, task=task, metrics=metrics), args)
+    if args.details:
+        return write_grids(report.detail_grids(scores, results, task=task, metrics=metrics), args)
+    return write_grids(report.full_grids(scores, task=task, metrics=metrics), args)
 
 
-def _checked_metrics(names: list[str] | None, scores: pd.DataFrame) -> list[str] | None:
+def opened(folder: str) -> Results:
+    """Results folder that holds scores; InputError where it does not."""
+    from txeval.report import Results
+
+    results = Results.open(folder)
+    if results.scores.empty:
+        raise InputError(f"{folder} holds no scores", remedy="run `txeval run` with this folder as --out")
+    return results
+
+
+def checked_metrics(names: list[str] | None, scores: pd.DataFrame) -> list[str] | None:
+    """Names of metrics that the scores have; InputError with the nearest for another."""
     known = list(dict.fromkeys(scores["metric"]))
     for name in names or []:
         if name not in known:
@@ -87,7 +95,8 @@ def _checked_metrics(names: list[str] | None, scores: pd.DataFrame) -> list[str]
     return names
 
 
-def _write(grids: list[Grid], args: argparse.Namespace) -> int:
+def write_grids(grids: list[Grid], args: argparse.Namespace) -> int:
+    """Print grids in the format that was asked for."""
     from txeval import report
 
     if args.format == "markdown":
@@ -99,7 +108,7 @@ def _write(grids: list[Grid], args: argparse.Namespace) -> int:
     return 0
 
 
-def show_summary(scores: pd.DataFrame, console: Console, *, metrics: list[str] | None = None) -> None:
+def show_summary(results: Results, console: Console, *, metrics: list[str] | None = None) -> None:
     """Print the summary tables, what could not be computed and what was left out."""
     from rich.padding import Padding
     from rich.text import Text
@@ -107,8 +116,8 @@ def show_summary(scores: pd.DataFrame, console: Console, *, metrics: list[str] |
     from txeval import report
     from txeval.report.layout import clean
 
-    scores = report.mark_untrained(scores)
-    report.print_grids(report.summary_grids(scores, metrics=metrics), console)
+    scores = results.scores
+    report.print_grids(report.summary_grids(scores, results, metrics=metrics), console)
     failed, less, said = report.holes(scores), report.left_out(scores), report.remarks(scores)
     several = scores[["dataset", "protocol"]].drop_duplicates().shape[0] > 1
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,26 +72,16 @@ def _list(args: argparse.Namespace, console: Console) -> int:
 
 
 def _fetch(args: argparse.Namespace, console: Console) -> int:
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
     from rich.text import Text
 
+    from txeval.cli.tracking import tracking
     from txeval.embed.weights import fetch_weights
 
-    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(
-        *columns, console=output_console(stderr=True), transient=True, disable=not sys.stderr.isatty()
-    ) as shown:
-        task = shown.add_task("", total=None)
-        try:
-            folder = fetch_weights(
-                args.what,
-                None if args.to is None else Path(args.to),
-                progress=lambda done, total, text: shown.update(
-                    task, completed=done, total=total or None, description=text
-                ),
-            )
-        except KeyboardInterrupt:
-            raise Stopped("the same command goes on from here") from None
+    try:
+        with tracking("bytes") as progress:
+            folder = fetch_weights(args.what, None if args.to is None else Path(args.to), progress=progress)
+    except KeyboardInterrupt:
+        raise Stopped("the same command goes on from here") from None
     console.print(Text(f"The weights of {args.what} are in {folder}"), soft_wrap=True)
     return 0
 

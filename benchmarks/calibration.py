@@ -1,0 +1,177 @@
+"""Type I error: p-values under their nulls on simulated screens, and power where there is an effect.
+
+    python benchmarks/calibration.py [--screens 400] [--out benchmarks/results]
+
+Tests of perturbations (consistency, magnitude, retrieval): screens without effects, one perturbation of each, so that
+the p-values are independent. Comparison: two embeddings of equal quality, the state of the cells with independent
+noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy import stats
+from simulated import Population, centred, draw
+
+from txeval.compute.paired import difference
+from txeval.errors import NotComputable
+from txeval.tasks import get_task, run_task, task_params
+from txeval.tasks.registry import metrics_of
+
+NULL = Population("null", batches=10, perturbations=24, cells=1.0, controls=10, effect=0.0, silent=1.0)
+
+DESIGNS = {
+    "plain": NULL,
+    "unequal groups": replace(NULL, name="unequal groups", abundance_sd=1.2, cells=1.5),
+    "few controls": replace(NULL, name="few controls", controls=1),
+    "strong batch effects": replace(NULL, name="strong batch effects", batch_sd=3.0),
+}
+
+EFFECT = {
+    "12 test batches": Population("effect", batches=40, perturbations=48, cells=0.6, controls=6),
+    "5 test batches": Population("effect of few batches", batches=16, perturbations=48, cells=1.0, controls=10),
+}
+
+#: Score -> (task, parameters).
+COMPARED = {
+    "top1_balanced": ("linear_probe", {"solver": "lda"}),
+    "top1_perturbed_balanced": ("knn", {"k": 31}),
+    "map": ("knn", {"k": 31, "retrieval": True, "retrieval_draws": 20}),
+    "consistent": ("consistency", {"null": "permutation", "draws": 200}),
+    "recall": ("relationships", {"min_genes": 10, "min_relations": 5, "draws": 20}),
+    "ilisi_perfect": ("batch_mixing", {"perplexity": 20, "mixing_draws": 2}),
+    "pearson_delta": ("reconstruction", {"decoder": "least_squares"}),
+    "structural_integrity_rescaled": ("reconstruction", {"decoder": "least_squares"}),
+}
+
+
+def tests_of(design: Population, number: int, draws: int) -> dict[str, float]:
+    """p-value of one perturbation for each test."""
+    screen = draw(design, number)
+    rng = np.random.default_rng(number)
+    found = {}
+    for name, task, params, table, column in (
+        ("consistency", "consistency", {}, "perturbations", "p_value"),
+        ("consistency across batches", "consistency", {"across_batches": True}, "perturbations", "p_value"),
+        ("magnitude", "consistency", {}, "perturbations", "magnitude_p_value"),
+        ("retrieval", "knn", {"retrieval": True, "retrieval_draws": draws}, "retrieval", "p_value"),
+    ):
+        if task == "consistency":
+            params = {**params, "null": "permutation", "draws": draws}
+        else:
+            params = {**params, "k": 31}
+        result = details(screen, task, params)[table][column].dropna().to_numpy()
+        if len(result):
+            found[name] = float(rng.choice(result))
+    return found
+
+
+def details(screen, task: str, params: dict) -> dict:
+    """Tables of a task."""
+    made = get_task(task)
+    inputs = replace(screen, params=task_params(made, params))
+    return run_task(made, inputs, metrics_of(made)).details
+
+
+def scores(screen, embedding: np.ndarray) -> dict:
+    """Units of every compared score of an embedding."""
+    found = {}
+    for metric, (name, params) in COMPARED.items():
+        task = get_task(name)
+        inputs = replace(screen, embedding=embedding, params=task_params(task, params))
+        for made, score in run_task(task, inputs, [m for m in metrics_of(task) if m.name == metric]).scores:
+            if score.units is not None and score.value is not None:
+                found[made.name] = score.units
+    return found
+
+
+def noisy(base: np.ndarray, amount: float, seed: int) -> np.ndarray:
+    """Embedding with independent noise."""
+    return (base + amount * np.random.default_rng(seed).standard_normal(base.shape)).astype(np.float32)
+
+
+def compared(design: Population, number: int, one: float, other: float) -> dict[str, float]:
+    """p-values of the differences of two noisy embeddings of one screen."""
+    screen = draw(design, number)
+    base = centred(screen)
+    first, second = scores(screen, noisy(base, one, 2 * number)), scores(screen, noisy(base, other, 2 * number + 1))
+    found = {}
+    for name in [name for name in COMPARED if name in first and name in second]:
+        try:
+            found[name] = difference([first[name]], [second[name]]).p_value
+        except NotComputable:
+            continue
+    return found
+
+
+def summary(p: np.ndarray) -> dict:
+    """Kolmogorov-Smirnov against the uniform distribution, and the share below the usual limits."""
+    test = stats.kstest(p, "uniform")
+    return {
+        "n": len(p),
+        "ks": float(test.statistic),
+        "ks_p": float(test.pvalue),
+        **{f"below_{limit}": float((p <= limit).mean()) for limit in (0.01, 0.05, 0.1)},
+    }
+
+
+def collect(made: list[dict[str, float]]) -> dict[str, np.ndarray]:
+    """p-values by name."""
+    names = dict.fromkeys(name for one in made for name in one)
+    return {name: np.asarray([one[name] for one in made if name in one]) for name in names}
+
+
+def main() -> None:
+    """Measure and write the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--screens", type=int, default=400)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    rows = []
+    for name, design in DESIGNS.items():
+        for test, p in collect([tests_of(design, i, 199) for i in range(given.screens)]).items():
+            rows.append({"kind": "null", "test": test, "design": name, **summary(p)})
+            print(rows[-1], flush=True)
+    for kind, where, one, other in (
+        ("null", "12 test batches", 1.0, 1.0),
+        ("null", "5 test batches", 1.0, 1.0),
+        ("power", "12 test batches", 0.5, 1.0),
+        ("power", "12 test batches", 0.5, 2.0),
+    ):
+        made = collect([compared(EFFECT[where], i, one, other) for i in range(given.screens // 2)])
+        for test, p in made.items():
+            design = f"{where}, noise {one:g} / {other:g}"
+            rows.append({"kind": kind, "test": f"difference of {test}", "design": design, **summary(p)})
+            print(rows[-1], flush=True)
+    lines = [
+        "# Calibration of the tests",
+        "",
+        "`python benchmarks/calibration.py`. Kolmogorov-Smirnov test of p-values against the uniform distribution, and",
+        "the share of p-values up to 0.01, 0.05 and 0.1. Tests by permutation are discrete (199 draws here) and valid.",
+        "",
+        "| test | design | n | KS | KS p | <= 0.01 | <= 0.05 | <= 0.1 |",
+        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+    ]
+    for kind, title in (("null", ""), ("power", "Power: embeddings of different quality")):
+        if title:
+            lines += ["", title + ":", "", *lines[5:7]]
+        lines += [
+            f"| {row['test']} | {row['design']} | {row['n']} | {row['ks']:.3f} | {row['ks_p']:.2g} | "
+            f"{row['below_0.01']:.3f} | {row['below_0.05']:.3f} | {row['below_0.1']:.3f} |"
+            for row in rows
+            if row["kind"] == kind
+        ]
+    text = "\n".join(lines) + "\n"
+    print(text)
+    if given.out is not None:
+        (given.out / "calibration.md").write_text(text)
+        (given.out / "calibration.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,232 @@
+"""Level 6, profiles: is the mean effect of a perturbation on expression decoded? (Pearson of centred profiles)"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from txeval.compute.arrays import F64, Bools, Ints, row_blocks
+from txeval.compute.groups import checked_matrix, encode
+from txeval.compute.jit import jit
+from txeval.errors import InputError, NotComputable
+
+__all__ = ["ProfileReference", "ProfileSums", "Profiles", "pearson_delta"]
+
+ProfileReference = Literal["controls", "perturbed"]
+
+
+@dataclass(frozen=True)
+class Profiles:
+    """Correlation of the decoded with the measured effect of every perturbation.
+
+    Attributes
+    ----------
+    values
+        (n_groups,) float64, -1 .. 1; 0 where the decoded effect is constant over genes; NaN where the measured one is,
+        or there is no sample with a reference.
+    constant_pred
+        (n_groups,) bool: the decoded effect is constant.
+    n
+        (n_groups,) samples used.
+    n_samples_left_out
+        Samples in batches without a reference.
+    """
+
+    values: F64
+    constant_pred: Bools
+    n: Ints
+    n_samples_left_out: int
+
+
+@jit
+def _add_profiles(
+    pred: Any, true: Any, group: Any, batch: Any, sums_p: Any, sums_t: Any, ref_p: Any, ref_t: Any, n: Any, n_ref: Any
+) -> None:
+    """Add a block to sums per group (group >= 0) or to the reference of the batch (group -1)."""
+    g = pred.shape[1]
+    for i in range(pred.shape[0]):
+        if group[i] >= 0:
+            p, t = sums_p[group[i]], sums_t[group[i]]
+            n[group[i], batch[i]] += 1
+        elif group[i] == -1:
+            p, t = ref_p[batch[i]], ref_t[batch[i]]
+            n_ref[batch[i]] += 1
+        else:
+            continue
+        for j in range(g):
+            p[j] += pred[i, j]
+            t[j] += true[i, j]
+
+
+class ProfileSums:
+    r"""Effects of perturbations on expression, decoded and measured, from one pass by blocks of samples.
+
+    The effect is the mean over the perturbation's samples of what they differ from the controls of their batch:
+    :math:`\delta_g = \frac{1}{n_g}\left(\sum_{i \in g} y_i - \sum_b n_{gb} \bar y_b\right)`, so sums per perturbation
+    and per batch suffice. In the decoded profile the controls' part is the mean of their decoded profiles: the noise of
+    the measured controls, which all measured effects of a batch share, does not enter the decoded ones.
+
+    Parameters
+    ----------
+    n_genes, n_groups, n_batches
+        Number of genes, perturbations and batches.
+    """
+
+    def __init__(self, n_genes: int, n_groups: int, n_batches: int) -> None:
+        self._sums = np.zeros((2, n_groups, n_genes))
+        self._reference = np.zeros((2, n_batches, n_genes))
+        self._n = np.zeros((n_groups, n_batches), dtype=np.int64)
+        self._n_reference = np.zeros(n_batches, dtype=np.int64)
+
+    def add(self, pred: Any, true: Any, group: Ints, batch: Ints) -> None:
+        """Add samples: prediction and truth (m, g); group (m,), -1 for controls, below that for neither; batch (m,)."""
+        if np.shape(pred) != np.shape(true) or np.shape(pred)[1:] != self._sums.shape[2:]:
+            raise InputError(
+                f"prediction {np.shape(pred)} and truth {np.shape(true)} do not match",
+                remedy="give both as samples x genes",
+            )
+        _add_profiles(
+            np.ascontiguousarray(pred),
+            np.ascontiguousarray(true),
+            np.asarray(group, dtype=np.int64),
+            np.asarray(batch, dtype=np.int64),
+            self._sums[0],
+            self._sums[1],
+            self._reference[0],
+            self._reference[1],
+            self._n,
+            self._n_reference,
+        )
+
+    def result(
+        self, reference: ProfileReference = "controls", *, block: Ints | None = None, left_out: int = 0
+    ) -> Profiles:
+        """Correlations of all samples added.
+
+        Parameters
+        ----------
+        reference
+            "controls", as above; "perturbed": the mean effect of all perturbations is subtracted too, in decoded and
+            measured effects each, so that what they have in common does not count (Systema).
+        block
+            (n_groups,) block of each group, such as its cell line: the mean is that of the block. None: one block.
+        left_out
+            Samples that were not added since their batch has no control; passed on.
+
+        Raises
+        ------
+        NotComputable
+            Where a sample is in a batch without a control, there is none at all, or for "perturbed" with fewer than
+            three perturbations.
+        """
+        without = self._n_reference == 0
+        if self._n[:, without].any():
+            raise NotComputable(f"{int(without.sum())} batch(es) have no control to take an effect from")
+        n = self._n.sum(axis=1)
+        present = np.flatnonzero(n)
+        if not len(present):
+            raise NotComputable("no perturbed sample in a batch with controls")
+        values, constant = np.full(len(n), np.nan), np.zeros(len(n), dtype=bool)
+        codes = np.zeros(len(n), dtype=np.int64) if block is None or reference == "controls" else block
+        for code in np.unique(codes[present]):
+            mine = present[codes[present] == code]
+            common = np.zeros((2, self._sums.shape[2]))
+            if reference == "perturbed":
+                if len(mine) < 3:
+                    continue
+                for rows in self._blocks(mine):
+                    common += self._effects(rows).sum(axis=1) / len(mine)
+            for rows in self._blocks(mine):
+                decoded, measured = self._effects(rows) - common[:, None]
+                values[rows], constant[rows] = _row_correlations(decoded, measured)
+        if reference == "perturbed" and np.bincount(codes[present]).max() < 3:
+            raise NotComputable(f"{len(present)} perturbation(s): too few to subtract their mean")
+        return Profiles(values, constant, n, left_out)
+
+    def _blocks(self, present: Ints) -> Iterator[Ints]:
+        for rows in row_blocks(len(present), self._sums.shape[2]):
+            yield present[rows]
+
+    def _effects(self, groups: Ints) -> F64:
+        """Decoded and measured effects of some groups: (2, m, g)."""
+        n = self._n[groups].sum(axis=1)[:, None]
+        means = self._reference / np.maximum(self._n_reference, 1)[:, None]
+        return np.asarray(self._sums[:, groups] / n - (self._n[groups] / n) @ means)
+
+
+def _row_correlations(a: F64, b: F64) -> tuple[F64, Bools]:
+    """Pearson correlation of each pair of rows, and where the row of `a` is constant (then 0; NaN where `b` is)."""
+    sizes = []
+    for rows in (a, b):
+        centred = rows - rows.mean(axis=1, keepdims=True)
+        size = np.linalg.norm(centred, axis=1)
+        # What is left below the resolution of the sums is rounding.
+        flat = size <= 1e-6 * np.maximum(np.abs(rows).max(axis=1, initial=0), 1e-6) * np.sqrt(rows.shape[1])
+        sizes.append((centred, size, flat))
+    (x, size_x, flat_x), (y, size_y, flat_y) = sizes
+    product = np.einsum("ij,ij->i", x, y)
+    values = product / np.where(flat_x | flat_y, 1.0, size_x * size_y)
+    return np.where(flat_y, np.nan, np.where(flat_x, 0.0, np.clip(values, -1.0, 1.0))), flat_x
+
+
+def pearson_delta(
+    pred: Any,
+    true: Any,
+    perturbation: Any,
+    batch: Any,
+    is_control: Any,
+    *,
+    reference: ProfileReference = "controls",
+    max_elements: int | None = None,
+) -> dict[str, float]:
+    """Pearson correlation over genes of the decoded and the measured effect of every perturbation.
+
+    Parameters
+    ----------
+    pred, true
+        (n, g) log-normalised expression: arrays or anything that gives rows.
+    perturbation, batch
+        (n,) labels. Samples of batches without controls do not count.
+    is_control
+        (n,) bool.
+    reference
+        "controls": the effect is the difference from the controls of the same batch; "perturbed": also from the mean
+        effect of all perturbations.
+    max_elements
+        Values read at once.
+
+    Returns
+    -------
+    dict
+        Label -> -1 .. 1, sorted; 0 for a decoded effect that is the same for every gene, NaN for such a measured one.
+
+    Raises
+    ------
+    InputError
+        For shapes that differ.
+    NotComputable
+        Where no batch has both controls and perturbed samples, or for "perturbed" with fewer than three perturbations.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> true = np.array([[0.0, 0, 0], [1, 2, 3]])
+    >>> found = pearson_delta(true * 0.5, true, ["c", "a"], [0, 0], np.array([True, False]))
+    >>> {label: round(value, 6) for label, value in found.items()}
+    {'a': 1.0}
+    """
+    p, t = checked_matrix(pred, "pred"), checked_matrix(true, "true")
+    n, g = p.shape
+    control = np.asarray(is_control, dtype=bool)
+    codes, labels = encode(perturbation, n, name="perturbation")
+    strata, batches = encode(batch, n, name="batch")
+    usable = np.bincount(strata, weights=control, minlength=len(batches))[strata] > 0
+    group = np.where(usable, np.where(control, -1, codes), -2)
+    sums = ProfileSums(g, len(labels), len(batches))
+    for rows in row_blocks(n, g, max_elements):
+        sums.add(p[rows], t[rows], group[rows], strata[rows])
+    found = sums.result(reference, left_out=int((~usable).sum()))
+    return {str(labels[i]): float(found.values[i]) for i in np.flatnonzero(found.n)}

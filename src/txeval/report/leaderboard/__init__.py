@@ -1,0 +1,17 @@
+"""Leaderboards: a static site from results folders, and the check of a folder that is to be submitted."""
+
+from txeval.report.leaderboard.check import Finding, check_submission
+from txeval.report.leaderboard.collect import Board, load_sources, make_boards
+from txeval.report.leaderboard.ranks import rank_scores
+from txeval.report.leaderboard.site import page, write_site
+
+__all__ = [
+    "Board",
+    "Finding",
+    "check_submission",
+    "load_sources",
+    "make_boards",
+    "page",
+    "rank_scores",
+    "write_site",
+]

@@ -1,0 +1,140 @@
+"""Ceilings: half of each perturbation's samples held against the other half, which only noise tells apart.
+
+Each function gives the inputs under which a level scores its ceiling; the level itself computes as ever.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from txeval.compute.arrays import Bools, Ints, Strings
+from txeval.data.samples import Samples
+from txeval.tasks.base import TaskInputs
+from txeval.tasks.blocks import RowSubset, subset
+
+__all__ = ["any_pair", "mixed_batches", "replicated_links", "shared_split"]
+
+#: Links of one half (and database and cell line) that are asked of the other, at most.
+MAX_LINKS = 20_000
+
+
+def first_half(samples: Samples, rows: Ints, rng: np.random.Generator) -> Bools:
+    """Mark a random half of the samples of each perturbation, batch by batch as evenly as can be.
+
+    Where a perturbation has one sample per batch, half of its batches are marked.
+
+    Returns
+    -------
+    (len(rows),) flags.
+    """
+    drawn = rng.permutation(len(rows))
+    label = samples.perturbation[rows]
+    order = np.lexsort((drawn, samples.batch[rows], label))
+    starts = np.flatnonzero(np.diff(label[order], prepend=-1))
+    place = np.arange(len(rows)) - np.repeat(starts, np.diff(np.append(starts, len(rows))))
+    begin = rng.integers(0, 2, size=len(samples.perturbations))
+    first = np.empty(len(rows), dtype=bool)
+    first[order] = (place + begin[label[order]]) % 2 == 0
+    return first
+
+
+def shared_split(asked: str) -> Callable[[TaskInputs], TaskInputs]:
+    """Half of the samples that are asked about join the train split; the other half is asked.
+
+    Train and what is asked then share their batches and their perturbations.
+
+    Parameters
+    ----------
+    asked
+        The split that the level scores: "test" or "heldout".
+    """
+
+    def change(inputs: TaskInputs) -> TaskInputs:
+        rows = inputs.splits[asked]
+        first = first_half(inputs.samples, rows, inputs.rng("ceiling"))
+        train = np.unique(np.concatenate([inputs.splits["train"], rows[first]]))
+        return replace(inputs, splits={**inputs.splits, "train": train, asked: rows[~first]})
+
+    return change
+
+
+def mixed_batches(inputs: TaskInputs) -> TaskInputs:
+    """Batches dealt at random to the samples of the test split, within each cell line: perfect mixing."""
+    samples, rows = inputs.samples, inputs.splits["test"]
+    rng = inputs.rng("ceiling")
+    batch = samples.batch.copy()
+    line = np.zeros(len(rows), dtype=np.int64) if samples.cell_line is None else samples.cell_line[rows]
+    for code in np.unique(line):
+        mine = rows[line == code]
+        batch[mine] = batch[rng.permutation(mine)]
+    return replace(inputs, samples=replace(samples, batch=batch))
+
+
+def replicated_links(prepare: Callable[[TaskInputs], Any]) -> Callable[[TaskInputs], TaskInputs]:
+    """Links that the map of one half of the samples predicts stand for the known ones, the other half is asked.
+
+    Of each database only the genes count: its links are replaced by those predicted between them.
+
+    Parameters
+    ----------
+    prepare
+        Makes the map of a half: the level's own preparation.
+    """
+
+    def change(inputs: TaskInputs) -> TaskInputs:
+        samples = inputs.samples
+        every = np.arange(samples.n)
+        first = first_half(samples, every, inputs.rng("ceiling")) & ~samples.is_control
+        learn, ask = (_half(inputs, np.flatnonzero(part | samples.is_control)) for part in (first, ~first))
+        found = prepare(learn)
+        predicted = [_predicted(part.map, found.params.tail) for part in found.maps]
+        rng = inputs.rng("ceiling", "links")
+        relations = {}
+        for name, frame in sorted(inputs.relations.items()):
+            of_database = np.unique(frame.iloc[:, :2].to_numpy().astype(str))
+            parts = []
+            for genes, a, b in predicted:
+                known = np.isin(genes, of_database)
+                inside = np.flatnonzero(known[a] & known[b])
+                if len(inside) > MAX_LINKS:
+                    inside = np.sort(rng.choice(inside, MAX_LINKS, replace=False))
+                parts.append(pd.DataFrame({"gene_a": genes[a[inside]], "gene_b": genes[b[inside]]}))
+            relations[name] = pd.concat(parts).drop_duplicates(ignore_index=True)
+        return replace(ask, relations=relations)
+
+    return change
+
+
+def _predicted(relation_map: Any, tail: float) -> tuple[Strings, Ints, Ints]:
+    """Genes of a map, and first and second of its predicted links."""
+    low, high = relation_map.thresholds(tail)
+    first, second = _pairs(
+        np.flatnonzero((relation_map.cosines < low) | (relation_map.cosines > high)), relation_map.n_genes
+    )
+    return relation_map.genes, first, second
+
+
+def _half(inputs: TaskInputs, rows: Ints) -> TaskInputs:
+    return replace(inputs, samples=subset(inputs.samples, rows), embedding=RowSubset(inputs.embedding, rows))
+
+
+def _pairs(position: Ints, n: int) -> tuple[Ints, Ints]:
+    """First and second of the pairs at positions of the upper triangle, row by row."""
+    # Row i begins at i (2 n - i - 1) / 2; the root is near it, and the steps beside it settle rounding.
+    i = np.floor(((2 * n - 1) - np.sqrt((2.0 * n - 1) ** 2 - 8.0 * position)) / 2).astype(np.int64)
+    i -= i * (2 * n - i - 1) // 2 > position
+    i += (i + 1) * (2 * n - i - 2) // 2 <= position
+    return i, position - i * (2 * n - i - 1) // 2 + i + 1
+
+
+def any_pair(inputs: TaskInputs) -> TaskInputs:
+    """All pairs of a perturbation's samples count, also those that share a batch.
+
+    Consistency holds the samples of a perturbation against each other by itself, so that halves add nothing to it.
+    """
+    return replace(inputs, params=replace(inputs.params, across_batches=False))
