@@ -299,7 +299,7 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
         group="perturbation",
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=(*found.notes, *(found.magnitude_notes if column.startswith("magnitude") else ())),
-        units=_units(table[scored], _contributions(table[scored], column, hits, params.alpha)),
+        units=_units(table[scored], hits),
         interval=_interval(table[scored], column, params.alpha, resolution),
     )
 
@@ -310,22 +310,6 @@ def _interval(table: pd.DataFrame, column: str, alpha: float, resolution: float)
         return None
     p = table[column.replace("p_adjusted", "p_value")]
     return adjusted_share_interval(p, alpha, "perturbation", resolution=resolution)
-
-
-def _contributions(table: pd.DataFrame, column: str, hits: F64, alpha: float) -> F64:
-    """Hits as contributions to their share.
-
-    After Benjamini-Hochberg the threshold moves with the share of hits R itself: t = alpha R. A perturbation then moves
-    the share by more than its own hit, by the factor 1 / (1 - alpha f(t)), f the density of all p-values at t. It is
-    taken from t / 2 to 2 t, and the factor is at most 3.
-    """
-    if not column.endswith("p_adjusted") or not 0 < hits.mean() < 1:
-        return hits
-    p = table[column.replace("p_adjusted", "p_value")].to_numpy(dtype=float)
-    limit = alpha * hits.mean()
-    density = float(((p > limit / 2) & (p <= 2 * limit)).mean()) / (1.5 * limit)
-    factor = min(3.0, 1 / max(1 - alpha * density, 1 / 3))
-    return np.asarray(hits.mean() + factor * (hits - hits.mean()))
 
 
 def _units(table: pd.DataFrame, hits: F64) -> Units:
