@@ -98,6 +98,11 @@ class Fitted:
             digest.update(np.ascontiguousarray(getattr(self, name)).tobytes())
         return digest.hexdigest()
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of its maps."""
+        return sum(int(getattr(self, name).nbytes) for name in _ARRAYS)
+
     def _header(self) -> tuple[Any, ...]:
         sizes = (self.n_features, self.n_batches, self.n_controls)
         return (_FORMAT, self.name, *sizes, *sorted(self.params.items()))

@@ -213,7 +213,7 @@ def test_rows_on_demand_give_the_same(solver, monkeypatch):
 
     X, y, queries, truth = problem()
     expected = linear_probe(X, y, queries, truth, epochs=5, batch_size=100, solver=solver)
-    monkeypatch.setattr(kernels, "IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr(kernels, "held_bytes", lambda: 0)
     lazy = OnDemand(X)
     found = linear_probe(lazy, y, OnDemand(queries), truth, epochs=5, batch_size=100, solver=solver)
     np.testing.assert_array_equal(found["rank"], expected["rank"])

@@ -110,7 +110,24 @@ def add_run_options(parser: Parser) -> None:
 
     how = parser.add_argument_group("how to run")
     how.add_argument("--out", metavar="FOLDER", help=f"results folder (default: {DEFAULT_OUT})")
-    how.add_argument("--workers", metavar="N", type=at_least(1), help="worker processes (default: 1)")
+    how.add_argument(
+        "--workers",
+        metavar="N",
+        type=workers,
+        help="worker processes (default: 1), or auto: the usable cores, as far as memory allows",
+    )
+    how.add_argument(
+        "--max-memory",
+        metavar="SIZE",
+        type=size,
+        help="bound on the memory of all workers together, such as 2GiB, 16GB or 500M (default: what the machine or "
+        "the control group has, less a tenth)",
+    )
+    how.add_argument(
+        "--device",
+        metavar="DEVICE",
+        help="auto (default: a CUDA device where torch finds one, else cpu), cpu, cuda or cuda:N",
+    )
     how.add_argument(
         "--overwrite",
         metavar="POLICY",
@@ -119,6 +136,21 @@ def add_run_options(parser: Parser) -> None:
         "never: refuse a folder that holds scores",
     )
     how.add_argument("--plain", action="store_true", help="plain lines instead of a progress bar")
+
+
+def workers(text: str) -> int | str:
+    """Argument type: a number of workers, or auto."""
+    return text if text == "auto" else at_least(1)(text)
+
+
+def size(text: str) -> int:
+    """Argument type: a size of memory."""
+    from txeval.compute.machine import parse_size
+
+    try:
+        return parse_size(text)
+    except InputError as why:
+        raise argparse.ArgumentTypeError(f"{why.problem}: {why.remedy}") from None
 
 
 def counts(text: str) -> float:
@@ -216,6 +248,8 @@ def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
         "out": args.out,
         "relations": args.relations,
         "workers": args.workers,
+        "max_memory": args.max_memory,
+        "device": args.device,
         "overwrite": args.overwrite,
         "baseline": False if args.no_baseline else None,
         "baselines": args.baselines,

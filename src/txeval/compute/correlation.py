@@ -13,10 +13,10 @@ import numpy.typing as npt
 
 from txeval.compute.arrays import F64, Bools
 from txeval.compute.jit import jit
+from txeval.compute.memory import column_elements, held_bytes, scratch_folder
 from txeval.errors import InputError, NotComputable
 
 __all__ = [
-    "COLUMN_ELEMENTS",
     "ColumnStore",
     "Spearman",
     "columns_of",
@@ -24,9 +24,6 @@ __all__ = [
     "spearman_by_gene",
     "twice_ranks",
 ]
-
-#: Values of a block of columns: 32 M float32 values are 128 MiB.
-COLUMN_ELEMENTS = 32_000_000
 
 Array = npt.NDArray[Any]
 U32 = npt.NDArray[np.uint32]
@@ -224,7 +221,7 @@ def spearman_by_gene(
     n, g
         Samples and genes.
     max_elements
-        Values per block of columns (default `COLUMN_ELEMENTS`).
+        Values per block of columns; None: `txeval.compute.memory.column_elements`.
 
     Raises
     ------
@@ -235,7 +232,7 @@ def spearman_by_gene(
         raise NotComputable(f"a rank correlation needs two samples; there are {n}")
     values = np.full(g, np.nan)
     constant_true, constant_pred = np.zeros(g, dtype=bool), np.zeros(g, dtype=bool)
-    step = max(1, (max_elements or COLUMN_ELEMENTS) // (2 * n))
+    step = max(1, (max_elements or column_elements()) // (2 * n))
     keys, spare = np.empty(n, dtype=np.uint64), np.empty(n, dtype=np.uint64)
     for start in range(0, g, step):
         genes = slice(start, min(g, start + step))
@@ -320,7 +317,7 @@ def columns_of(matrix: Any, *, max_elements: int | None = None) -> Columns:
     def read(genes: slice) -> Array:
         if isinstance(matrix, np.ndarray):
             return np.asarray(matrix[:, genes])
-        step = max(1, (max_elements or COLUMN_ELEMENTS) // g)
+        step = max(1, (max_elements or column_elements()) // g)
         parts = [np.asarray(matrix[a : min(n, a + step)])[:, genes] for a in range(0, n, step)]
         return np.concatenate(parts) if parts else np.empty((0, len(range(*genes.indices(g)))))
 
@@ -335,19 +332,19 @@ class ColumnStore:
     n, g
         Shape of the whole matrix.
     max_bytes
-        Above this many bytes (float32) it lives in a file.
+        Above this many bytes (float32) it lives in a file; None: `txeval.compute.memory.held_bytes`.
     folder
-        Where that file goes; None: the system's temporary folder.
+        Where that file goes; None: `txeval.compute.memory.scratch_folder`.
     """
 
-    def __init__(self, n: int, g: int, *, max_bytes: int = 2**30, folder: Path | None = None) -> None:
+    def __init__(self, n: int, g: int, *, max_bytes: int | None = None, folder: Path | None = None) -> None:
         self.n, self.g = n, g
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._values: Array
-        if 4 * n * g <= max_bytes:
+        if 4 * n * g <= (held_bytes() if max_bytes is None else max_bytes):
             self._values = np.empty((g, n), dtype=np.float32)
         else:
-            self._folder = tempfile.TemporaryDirectory(dir=folder, prefix="txeval-columns-")
+            self._folder = tempfile.TemporaryDirectory(dir=folder or scratch_folder(), prefix="txeval-columns-")
             self._values = np.lib.format.open_memmap(
                 Path(self._folder.name) / "columns.npy", mode="w+", dtype=np.float32, shape=(g, n)
             )

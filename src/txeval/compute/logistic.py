@@ -9,7 +9,8 @@ import scipy.optimize
 import torch
 
 from txeval.compute.arrays import F32, F64, Ints, Rows, row_blocks, take_rows
-from txeval.compute.softmax import IN_MEMORY_BYTES, LinearClassifier, standardisation
+from txeval.compute.memory import held_bytes
+from txeval.compute.softmax import LinearClassifier, standardisation
 from txeval.compute.threads import torch_threads
 from txeval.errors import NotComputable
 
@@ -60,7 +61,7 @@ class Objective:
         self._rows, self.shift, self.spread = X, shift, spread
         self._device = torch.device(device)
         self._y = torch.from_numpy(np.ascontiguousarray(y, dtype=np.int64)).to(self._device)
-        self._held = self._scaled(None) if self.n * self.d * 4 <= IN_MEMORY_BYTES else None
+        self._held = self._scaled(None) if self.n * self.d * 4 <= held_bytes() else None
 
     def _scaled(self, rows: slice | None) -> torch.Tensor:
         block = (take_rows(self._rows, rows) - self.shift) / self.spread

@@ -11,6 +11,7 @@ import torch
 from txeval.compute.arrays import F32, F64, Ints, Rows, row_blocks, take_rows
 from txeval.compute.groups import canonical_order, group_sums
 from txeval.compute.jit import jit
+from txeval.compute.memory import held_bytes
 from txeval.compute.neighbours import finite_rows
 from txeval.compute.threads import torch_threads
 from txeval.errors import NotComputable
@@ -24,8 +25,6 @@ __all__ = [
     "true_class_ranks_of",
 ]
 
-#: Training rows up to this size are held in memory, others are read for every minibatch.
-IN_MEMORY_BYTES = 2**30
 #: So many logits are computed at once.
 _LOGITS = 4_000_000
 
@@ -77,7 +76,7 @@ class _Batches:
         self.spread = None if spread is None else torch.from_numpy(spread).to(device)
         self.rows = X
         self.held: torch.Tensor | None = None
-        if n * d * 4 <= IN_MEMORY_BYTES:
+        if n * d * 4 <= held_bytes():
             self.held = self._scaled(torch.from_numpy(finite_rows(X, name="X_train")).to(device))
         else:
             for rows in row_blocks(n, d):

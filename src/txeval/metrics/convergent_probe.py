@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import F64, Bools, Ints, Rows, Strings, take_rows
+from txeval.compute.arrays import F64, Bools, Ints, Rows, Strings
 from txeval.compute.groups import canonical_order, checked_matrix, encode
 from txeval.compute.logistic import LogisticFit, Objective, fit_logistic
+from txeval.compute.memory import held_rows
 from txeval.compute.neighbours import finite_rows
 from txeval.compute.random import stream
 from txeval.compute.softmax import standardisation, true_class_ranks_of
@@ -194,11 +195,11 @@ def _choose(
         why = "given" if len(decays) == 1 else "the middle of the list: no batch could be held out"
         return chosen, {}, f"weight decay {chosen:g}, {why}", None
     fit_rows = np.flatnonzero(np.isin(y, kept) & ~held)
-    inside, local = take_rows(X, fit_rows), np.searchsorted(kept, y[fit_rows])
+    inside, local = held_rows(X, fit_rows), np.searchsorted(kept, y[fit_rows])
     shift, spread = standardisation(inside)
     training = Objective(inside, local, len(kept), shift, spread, solver["device"])
     outside = Objective(
-        take_rows(X, np.flatnonzero(held)), np.searchsorted(kept, y[held]), len(kept), shift, spread, solver["device"]
+        held_rows(X, np.flatnonzero(held)), np.searchsorted(kept, y[held]), len(kept), shift, spread, solver["device"]
     )
     losses: dict[float, float] = {}
     best: LogisticFit | None = None

@@ -13,6 +13,7 @@ from typing import Any, Literal, get_args
 
 import yaml
 
+from txeval.compute.machine import parse_size
 from txeval.data import Roles
 from txeval.data.scale import SCALES
 from txeval.embed import list_embedders, parse_spec, rebase, resolve
@@ -68,7 +69,12 @@ class RunConfig:
     relations
         File or folder of databases of known relationships; None: the five published ones.
     workers
-        Number of worker processes; 1 computes in this process.
+        Number of worker processes; 1 computes in this process; "auto": the usable cores, as far as memory allows.
+    max_memory
+        Bound in bytes on the memory of all processes of the run together; None: what the machine or the control group
+        has, less a reserve.
+    device
+        "auto" (a CUDA device where torch finds one), "cpu", "cuda" or "cuda:N".
     overwrite
         "missing": compute what the folder lacks; "always": everything; "never": refuse where anything is there.
     baseline
@@ -78,7 +84,7 @@ class RunConfig:
     positional
         Whether embeddings without sample names may be matched by order.
     max_elements
-        Bound on the values of one block in memory; None: the default.
+        Bound on the values of one block that is read of the screen; None: the default.
     """
 
     screen: Path
@@ -95,7 +101,9 @@ class RunConfig:
     min_counts: float | None = None
     out: Path | None = None
     relations: Path | None = None
-    workers: int = 1
+    workers: int | Literal["auto"] = 1
+    max_memory: int | None = None
+    device: str = "auto"
     overwrite: Overwrite = "missing"
     baseline: bool = True
     baselines: tuple[str, ...] | None = None
@@ -292,12 +300,15 @@ def check_config(config: RunConfig) -> None:
         raise unknown("overwrite policy", config.overwrite, OVERWRITE)
     for name, value, low in (
         ("seeds", config.seeds, 1),
-        ("workers", config.workers, 1),
+        ("workers", None if config.workers == "auto" else config.workers, 1),
+        ("max_memory", config.max_memory, 1),
         ("max_elements", config.max_elements, 1),
         ("min_counts", config.min_counts, 0),
     ):
         if value is not None and not value >= low:
             raise InputError(f"{name} is {value}", remedy=f"use {low} or more")
+    if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
+        raise InputError(f"device is {config.device!r}", remedy="use auto, cpu, cuda or cuda:0 (or another number)")
     _check_protocol(config)
     if config.relations is not None and not config.relations.exists():
         raise InputError(
@@ -466,6 +477,19 @@ def _whole(value: Any) -> int | None:
     return int(number) if number is not None and float(number).is_integer() else None
 
 
+def _workers(value: Any) -> int | str | None:
+    return value if value == "auto" else _whole(value)
+
+
+def _size(value: Any) -> int | None:
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        return None
+    try:
+        return parse_size(value)
+    except InputError:
+        return None
+
+
 def _flag(value: Any) -> bool | None:
     return value if isinstance(value, bool) else None
 
@@ -523,7 +547,9 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "min_counts": (_number, "a number"),
     "out": (_path, "a path"),
     "relations": (_path, "a path"),
-    "workers": (_whole, "a whole number"),
+    "workers": (_workers, "a whole number, or auto"),
+    "max_memory": (_size, "a size such as 2GiB, 16GB or 500M"),
+    "device": (_text, "auto, cpu, cuda or cuda:N"),
     "overwrite": (_text, "one of " + ", ".join(OVERWRITE)),
     "baseline": (_flag, "true or false"),
     "baselines": (_texts, "a list of floors and ceilings"),

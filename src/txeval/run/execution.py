@@ -27,6 +27,7 @@ from txeval.run.files import FORMAT, now
 from txeval.run.plan import COSTS, DEFAULT_COST, Cell, EmbeddingJob, Plan, screen_record, task_record
 from txeval.run.pool import Job, make_runner
 from txeval.run.progress import NullProgress, Progress, Work
+from txeval.run.resources import Resources, check_memory, find_resources
 from txeval.run.store import Store
 from txeval.run.worker import Report, Setup, failed_cell
 
@@ -110,6 +111,7 @@ class _Run:
         self.n_computed = 0
         self.n_errors = 0
         self.begin = time.perf_counter()
+        self.resources: Resources = find_resources(plan.config, plan)
 
     def go(self) -> Outcome:
         """Do everything."""
@@ -165,9 +167,10 @@ class _Run:
         every: list[Job] = [*jobs, *todo]
         left = Counter(_kind(job) for job in every)
         costs = {kind: COSTS.get(kind, DEFAULT_COST) for kind in left}
-        workers = min(config.workers, max(len(todo), len(jobs), 1))
+        workers = min(self.resources.workers, max(len(todo), len(jobs), 1))
+        check_memory(self.plan, todo, self._widths(todo), self.resources, workers)
         self.progress.start(Work(reused, left, costs, seconds, workers))
-        for text in self.plan.warnings:
+        for text in (*self.plan.warnings, *self.resources.warnings):
             self.progress.warn(text)
         if not todo:
             return
@@ -177,9 +180,12 @@ class _Run:
             split_digest=self.plan.split_digest,
             relations=config.relations,
             max_elements=config.max_elements,
+            memory=self.resources.worker_memory(workers),
+            device=self.resources.device,
         )
         with _stoppable(), make_runner(setup, workers, self) as runner:
             runner.run(jobs)
+            check_memory(self.plan, todo, self._widths(todo), self.resources, workers)
             ready = []
             for cell in todo:
                 if cell.embedding.key in self.broken:
@@ -189,6 +195,11 @@ class _Run:
                 else:
                     ready.append(cell)
             runner.run(ready)
+
+    def _widths(self, cells: Sequence[Cell]) -> dict[str, int]:
+        """Columns of the embeddings that are there."""
+        found = {key: self.store.load_embedding(key, self.plan.screen.n) for key in {c.embedding.key for c in cells}}
+        return {key: int(values.shape[1]) for key, values in found.items() if values is not None}
 
     def _embedding_jobs(self, todo: Sequence[Cell]) -> list[EmbeddingJob]:
         """Embeddings that the cells need and the store lacks; deterministic ones first, as others build on them."""
@@ -224,7 +235,8 @@ class _Run:
             self.n_computed += 1
             self.n_errors += report.outcome == "error" and not report.finished
             if not report.stored:
-                cell = failed_cell(job, report.reason, report.trace, finished=report.finished)
+                device = self.resources.device
+                cell = failed_cell(job, report.reason, report.trace, finished=report.finished, device=device)
                 self.store.save_cell(job.key, cell, {})
         self.progress.end(worker, _kind(job), _text(job), report.seconds, report.reason)
 
@@ -272,7 +284,18 @@ class _Run:
             ],
             "config": plan.config.to_dict(),
             "warnings": list(plan.warnings),
-            "runs": [{"started": now(), "state": "running", "command": self.command, **environment()}],
+            "runs": [
+                {
+                    "started": now(),
+                    "state": "running",
+                    "command": self.command,
+                    "max_memory": self.resources.memory.bytes,
+                    "max_memory_source": self.resources.memory.source,
+                    "workers": self.resources.workers,
+                    "device": self.resources.device,
+                    **environment(),
+                }
+            ],
         }
 
     def _close(self, record: dict[str, Any], state: str) -> None:

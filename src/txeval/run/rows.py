@@ -52,7 +52,10 @@ _SCHEMA: dict[str, tuple[str, str]] = {
     "txeval_version": ("string", "version that computed it"),
     "device": ("string", "where it was computed"),
     "seconds": ("float64", "wall time of the whole cell (all metrics of one task); missing for derived rows"),
-    "peak_memory_mb": ("float64", "peak resident memory (MiB) of the process while it computed the cell"),
+    "peak_memory_mb": (
+        "float64",
+        "peak memory (MiB) of the process while it computed the cell, without pages of mapped files",
+    ),
 }
 
 #: Columns of a score table, in order.

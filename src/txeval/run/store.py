@@ -133,7 +133,23 @@ class Store:
         with folder_lock(self.folder):
             for name in ("", *_FOLDERS, "details"):
                 remove_temporary(self.folder / name, locks=bool(name))
-            yield
+            self.clear_scratch()
+            try:
+                yield
+            finally:
+                self.clear_scratch()
+
+    @property
+    def scratch(self) -> Path:
+        """Folder for temporary files of a run, on the file system of the results; made where it is not there."""
+        folder = self.folder / "scratch"
+        with storing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def clear_scratch(self) -> None:
+        """Remove the temporary files of a run."""
+        shutil.rmtree(self.folder / "scratch", ignore_errors=True)
 
     # Cells
 

@@ -18,7 +18,6 @@ from typing import Any
 import numba
 import numpy as np
 import pandas as pd
-import psutil
 import pyarrow.parquet as pq
 import threadpoolctl
 import torch
@@ -26,6 +25,8 @@ import torch
 from txeval._version import __version__
 from txeval.compute.arrays import Ints, Rows
 from txeval.compute.intervals import Units, interval, units_to_frame
+from txeval.compute.machine import own_memory
+from txeval.compute.memory import WORKING_LEAST, WORKING_MOST, bounded
 from txeval.data import LogNormExpression, Screen
 from txeval.embed import Embedding, EmbeddingContext, EmbeddingSpec, embedding_fingerprint, make_embedding
 from txeval.errors import InputError, NotComputable
@@ -33,23 +34,40 @@ from txeval.postprocess import Fitted, PostProcessed, fit
 from txeval.run.files import StorageError, now
 from txeval.run.plan import Cell, EmbeddingJob, relations_of
 from txeval.run.store import UNITS_TABLE, Store
-from txeval.tasks.base import Metric, Score, TaskInputs, run_task
+from txeval.tasks.base import Metric, Score, Sizes, TaskInputs, run_task
 from txeval.tasks.registry import get_task, metrics_of
 
 __all__ = ["Report", "Setup", "Worker", "failed_cell", "single_threaded"]
 
-DEVICE = "cpu"
+#: What a process takes before it computes anything: interpreter, numerical libraries and compiled kernels.
+PROCESS_BYTES = 384 * 2**20
 
 
 @dataclass(frozen=True)
 class Setup:
-    """What every worker needs to know of a run; cheap to send to another process."""
+    """What every worker needs to know of a run; cheap to send to another process.
+
+    Attributes
+    ----------
+    max_elements
+        Bound on the values of one block that is read of the screen.
+    memory
+        Bytes that the worker's process may take; None: no bound.
+    device
+        "cpu" or a CUDA device of torch.
+    """
 
     folder: Path
     screen: Screen
     split_digest: str
     relations: Path | None = None
     max_elements: int | None = None
+    memory: int | None = None
+    device: str = "cpu"
+
+    def working(self, fixed: int = 0) -> int:
+        """Bytes that are left to a step beside the process itself and what the step needs for its result."""
+        return WORKING_MOST if self.memory is None else self.memory - PROCESS_BYTES - fixed
 
 
 @dataclass(frozen=True)
@@ -94,11 +112,10 @@ def single_threaded() -> Iterator[None]:
 
 
 class PeakMemory:
-    """Highest resident memory of this process while the block runs, in MiB, sampled ten times a second."""
+    """Highest memory of this process while the block runs, in MiB, sampled ten times a second; see `own_memory`."""
 
     def __init__(self) -> None:
         self.peak = 0.0
-        self._process = psutil.Process()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -107,7 +124,7 @@ class PeakMemory:
             self._look()
 
     def _look(self) -> None:
-        self.peak = max(self.peak, self._process.memory_info().rss / 2**20)
+        self.peak = max(self.peak, own_memory() / 2**20)
 
     def __enter__(self) -> PeakMemory:
         self._look()
@@ -121,10 +138,18 @@ class PeakMemory:
 
 
 class Kept:
-    """The last few things that were opened, by key."""
+    """The last few things that were opened, by key.
 
-    def __init__(self, size: int) -> None:
-        self._size = size
+    Parameters
+    ----------
+    size
+        How many.
+    most, weigh
+        How many bytes, and how to tell those of a thing; the last one stays in any case.
+    """
+
+    def __init__(self, size: int, most: int | None = None, weigh: Callable[[Any], int] = lambda thing: 0) -> None:
+        self._size, self._most, self._weigh = size, most, weigh
         self._things: OrderedDict[str, Any] = OrderedDict()
 
     def get(self, key: str, make: Callable[[], Any]) -> Any:
@@ -136,7 +161,12 @@ class Kept:
         while len(self._things) >= self._size:
             self._things.popitem(last=False)
         self._things[key] = make()
+        while self._most is not None and len(self._things) > 1 and self._bytes() > self._most:
+            self._things.popitem(last=False)
         return self._things[key]
+
+    def _bytes(self) -> int:
+        return sum(self._weigh(thing) for thing in self._things.values())
 
 
 class Worker:
@@ -147,7 +177,7 @@ class Worker:
         self.screen = setup.screen
         self.store = Store(setup.folder, warn)
         self._embeddings = Kept(2)
-        self._fitted = Kept(4)
+        self._fitted = Kept(4, max(WORKING_LEAST, setup.working()) // 4, lambda fitted: fitted.nbytes)
         self._splits: dict[str, Ints] | None = None
         self._relations: Mapping[str, pd.DataFrame] | None = None
         self._expression: LogNormExpression | None = None
@@ -163,9 +193,21 @@ class Worker:
 
     def do(self, job: EmbeddingJob | Cell, progress: Callable[[str], None] = lambda text: None) -> Report:
         """Do one job; raises only for a disk that cannot be written to, and InputError of an embedding."""
-        if isinstance(job, EmbeddingJob):
-            return self.embed(job, progress)
-        return self.compute(job)
+        fixed = 0 if isinstance(job, EmbeddingJob) else self._fixed(job)
+        with bounded(self.setup.working(fixed), self.store.scratch):
+            if isinstance(job, EmbeddingJob):
+                return self.embed(job, progress)
+            return self.compute(job)
+
+    def _fixed(self, cell: Cell) -> int:
+        """Bytes that a cell needs for what it makes."""
+        memory = get_task(cell.task).memory
+        values = self.store.load_embedding(cell.embedding.key, self.screen.n)
+        if memory is None or values is None:
+            return 0
+        return memory(
+            Sizes.of(self.screen.samples, self.splits, self.screen.n_genes, int(values.shape[1])), cell.params
+        )
 
     def embed(self, job: EmbeddingJob, progress: Callable[[str], None]) -> Report:
         """Make an embedding and keep it."""
@@ -195,7 +237,7 @@ class Worker:
                     seed=seed,
                     train_rows=self.splits["train"],
                     others=lambda other: self._other(other, seed, progress),
-                    device=DEVICE,
+                    device=self.setup.device,
                     max_elements=self.setup.max_elements,
                     progress=lambda done, total, text: progress(f"{text} ({done:,} of {total:,})"),
                 )
@@ -235,7 +277,6 @@ class Worker:
                 samples.is_control,
                 samples.batch,
                 len(samples.batches),
-                max_elements=self.setup.max_elements,
                 **cell.post_params,
             )
 
@@ -280,7 +321,7 @@ class Worker:
             cell.key,
             {
                 **content,
-                **cell_header(cell),
+                **cell_header(cell, self.setup.device),
                 "seconds": seconds,
                 "cpu_seconds": time.process_time() - cpu,
                 "peak_memory_mb": memory.peak,
@@ -313,7 +354,7 @@ class Worker:
             seed=cell.seed or 0,
             expression=self._expressed() if task.needs_expression else None,
             relations=self._related() if task.needs_relations else {},
-            device=DEVICE,
+            device=self.setup.device,
             threads=1,
         )
         if cell.ceiling and task.ceiling is not None:
@@ -395,7 +436,7 @@ class Worker:
         return self._relations
 
 
-def cell_header(cell: Cell) -> dict[str, Any]:
+def cell_header(cell: Cell, device: str) -> dict[str, Any]:
     """What a stored cell says of itself beside its rows."""
     return {
         "task": cell.task,
@@ -403,19 +444,21 @@ def cell_header(cell: Cell) -> dict[str, Any]:
         "embedding_fingerprint": cell.embedding.key,
         "seed": cell.seed,
         "txeval_version": __version__,
-        "device": DEVICE,
+        "device": device,
         "process": os.getpid(),
         "finished": now(),
     }
 
 
-def failed_cell(cell: Cell, reason: str, trace: str = "", *, finished: bool = False) -> dict[str, Any]:
+def failed_cell(
+    cell: Cell, reason: str, trace: str = "", *, finished: bool = False, device: str = "cpu"
+) -> dict[str, Any]:
     """Content of a cell that no worker could finish."""
     return {
         "state": "done" if finished else "error",
         "rows": _failed(cell.metrics, reason),
         "traceback": trace,
-        **cell_header(cell),
+        **cell_header(cell, device),
         "seconds": None,
         "cpu_seconds": None,
         "peak_memory_mb": None,

@@ -23,6 +23,7 @@ __all__ = [
     "Prepared",
     "Samples",
     "Score",
+    "Sizes",
     "Task",
     "TaskInputs",
     "TaskResult",
@@ -122,6 +123,36 @@ def crossed_units(
 ) -> Units:
     """Contributions of samples by the levels of `batch_and_perturbation`."""
     return Units.crossed(("batch", "perturbation"), labels, codes, numerator, denominator, offset=offset, scale=scale)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes that the memory of a level follows from.
+
+    Attributes
+    ----------
+    n, d, genes
+        Samples, columns of the embedding, measured genes.
+    perturbations, batches
+        Labels of the screen.
+    train, test, heldout
+        Samples of each split.
+    """
+
+    n: int
+    d: int
+    genes: int
+    perturbations: int
+    batches: int
+    train: int
+    test: int
+    heldout: int
+
+    @classmethod
+    def of(cls, samples: Samples, splits: Mapping[str, Ints], genes: int, d: int) -> Sizes:
+        """Count them."""
+        parts = {name: len(splits.get(name, ())) for name in ("train", "test", "heldout")}
+        return cls(samples.n, d, genes, len(samples.perturbations), len(samples.batches), **parts)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -249,6 +280,9 @@ class Task:
         Whether it reads the expression matrix (the cell is then keyed on it).
     ceiling
         How it scores the ceiling; None where it has none.
+    memory
+        Sizes, parameters -> bytes that it needs for what it makes, whatever the size of its blocks (memory-mapped
+        embeddings, labels and codes do not count); None: blocks are all.
     """
 
     name: str
@@ -264,6 +298,7 @@ class Task:
     needs_expression: bool = False
     needs_relations: bool = False
     ceiling: Ceiling | None = None
+    memory: Callable[[Sizes, Params], int] | None = None
     version: int = 1
 
 

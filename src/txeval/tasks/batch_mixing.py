@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import F64, Ints, Strings, take_rows
+from txeval.compute.arrays import F64, Ints, Strings
+from txeval.compute.memory import held_rows
 from txeval.errors import NotComputable
 from txeval.metrics.batch_mixing import ilisi_scores
-from txeval.tasks.base import Ceiling, Metric, Score, Task, TaskInputs, batch_and_perturbation, crossed_units
+from txeval.tasks.base import Ceiling, Metric, Score, Sizes, Task, TaskInputs, batch_and_perturbation, crossed_units
 from txeval.tasks.blocks import Blocks, cell_lines
 from txeval.tasks.ceiling import mixed_batches
 from txeval.tasks.subsample import Downsample, stratified_draw
@@ -140,13 +141,15 @@ def _mixed(inputs: TaskInputs, rows: Ints, notes: list[str], line: str) -> tuple
     if len(rows) < 10:
         raise NotComputable(f"{where} holds {len(rows)} samples: too few for neighbourhoods")
     result = ilisi_scores(
-        take_rows(inputs.embedding, rows),
+        held_rows(inputs.embedding, rows),
         local,
         perplexity=params.perplexity,
         include_self=params.include_self,
         min_components=params.min_components,
         variance=params.variance,
         mixing_draws=params.mixing_draws,
+        threads=inputs.threads,
+        device=inputs.device,
     )
     notes += [f"{line}: {note}" if line else note for note in result.notes]
     sizes = np.bincount(local, minlength=len(present))
@@ -255,6 +258,12 @@ def _joined(row: pd.Series[Any], other: pd.DataFrame) -> dict[str, object]:
     }
 
 
+def _memory(sizes: Sizes, params: BatchMixingParams) -> int:
+    """The samples as they are searched (twice), at worst in all their dimensions, and the relabellings."""
+    samples = min(sizes.test, params.max_samples)
+    return samples * (4 * (3 * sizes.d + 1) + 8 * (params.mixing_draws + 1) + 100)
+
+
 TASK = Task(
     name="batch_mixing",
     level=1,
@@ -263,6 +272,7 @@ TASK = Task(
     limits="A representation without any biology mixes perfectly: mixing_and_biology shows what it cost.",
     params=BatchMixingParams,
     prepare=prepare,
+    memory=_memory,
     metrics=(
         Metric(
             name="ilisi",

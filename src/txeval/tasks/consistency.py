@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import F64, Ints
+from txeval.compute.energy import SHARED_SLOTS
 from txeval.compute.intervals import Interval, Units, adjusted_share_interval
 from txeval.errors import NotComputable
 from txeval.metrics.consistency import (
@@ -21,7 +22,7 @@ from txeval.metrics.consistency import (
     magnitude_permutation_p,
     tail_p,
 )
-from txeval.tasks.base import Ceiling, Metric, Score, Task, TaskInputs
+from txeval.tasks.base import Ceiling, Metric, Score, Sizes, Task, TaskInputs
 from txeval.tasks.blocks import Blocks, RowSubset, cell_lines, subset
 from txeval.tasks.ceiling import any_pair
 
@@ -321,6 +322,12 @@ def _units(table: pd.DataFrame, hits: F64) -> Units:
     return Units.crossed(("cell_line", "perturbation"), (lines, names), (line, name), hits)
 
 
+def _memory(sizes: Sizes, params: ConsistencyParams) -> int:
+    """Sums of every perturbation, the order of the samples, and what all drawn sets share."""
+    shared = 2 * 8 * min(sizes.n, SHARED_SLOTS) ** 2 if params.null != "unexpressed" else 0
+    return 3 * 8 * sizes.perturbations * sizes.d + 80 * sizes.n + shared + 4 * params.max_controls * sizes.d
+
+
 TASK = Task(
     name="consistency",
     level=3,
@@ -329,6 +336,7 @@ TASK = Task(
     limits="A shift common to all perturbed samples looks consistent, and so does a batch of one perturbation.",
     params=ConsistencyParams,
     prepare=prepare,
+    memory=_memory,
     metrics=(
         Metric(
             name="consistent",

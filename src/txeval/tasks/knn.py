@@ -8,14 +8,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import F64, Ints, Strings, take_rows
+from txeval.compute.arrays import F64, Ints, Strings
 from txeval.compute.intervals import Units, adjusted_share_interval
+from txeval.compute.memory import held_rows
 from txeval.errors import NotComputable
 from txeval.metrics.average_precision import RetrievalNull, expected_average_precision, map_table, retrieve
 from txeval.metrics.consistency import adjust
 from txeval.metrics.knn import true_class_ranks
 from txeval.tasks.accuracy import Ranked, accuracy, balanced_accuracy, joined, perturbation_table
-from txeval.tasks.base import Ceiling, Metric, Score, Task, TaskInputs, batch_and_perturbation
+from txeval.tasks.base import Ceiling, Metric, Score, Sizes, Task, TaskInputs, batch_and_perturbation
 from txeval.tasks.blocks import Blocks, cell_lines
 from txeval.tasks.ceiling import shared_split
 from txeval.tasks.subsample import Downsample, stratified_draw
@@ -162,9 +163,9 @@ def prepare(inputs: TaskInputs) -> Neighbourhoods:
 def _votes(inputs: TaskInputs, code: Ints, ref: Ints, query: Ints, n_perturbations: int, line: str) -> Ranked:
     params: KnnParams = inputs.params
     result = true_class_ranks(
-        take_rows(inputs.embedding, ref),
+        held_rows(inputs.embedding, ref),
         code[ref],
-        take_rows(inputs.embedding, query),
+        held_rows(inputs.embedding, query),
         code[query],
         k=params.k,
         components=params.components,
@@ -204,9 +205,9 @@ def _retrieved(inputs: TaskInputs, ref: Ints, query: Ints, left_out: Mapping[str
         # Classes that only the other rows have would cost memory and nothing else.
         classes = np.unique(np.concatenate([samples.perturbation[r], samples.perturbation[q]]))
         truth = np.searchsorted(classes, samples.perturbation[q])
-        embedded = take_rows(inputs.embedding, q)
+        embedded = held_rows(inputs.embedding, q)
         found = retrieve(
-            take_rows(inputs.embedding, r),
+            held_rows(inputs.embedding, r),
             np.searchsorted(classes, samples.perturbation[r]),
             embedded,
             truth,
@@ -338,6 +339,17 @@ def _accuracies(found: Neighbourhoods) -> dict[str, pd.DataFrame]:
     return {"perturbations": table.merge(alone.drop(columns="n_samples"), on="perturbation", how="left")}
 
 
+def _memory(sizes: Sizes, params: KnnParams) -> int:
+    """The reference set as it is searched (twice), the queries as they are compared, ranks and units."""
+    reference = min(sizes.train, params.max_reference)
+    width = min(params.components, sizes.d)
+    bytes_ = 4 * (reference * (2 * width + 1) + sizes.test * width) + 100 * (sizes.test + reference)
+    if params.retrieval:
+        queries = min(sizes.test, params.max_queries)
+        bytes_ += 4 * sizes.d * (reference + 2 * queries) + 100 * queries
+    return bytes_
+
+
 TASK = Task(
     name="knn",
     level=4,
@@ -346,6 +358,7 @@ TASK = Task(
     limits="Where controls are a class of their own and common, answering 'control' always scores well.",
     params=KnnParams,
     prepare=prepare,
+    memory=_memory,
     metrics=(
         Metric(
             name="top1",

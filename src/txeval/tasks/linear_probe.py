@@ -8,12 +8,13 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import Ints, take_rows
+from txeval.compute.arrays import Ints
+from txeval.compute.memory import held_rows
 from txeval.errors import NotComputable
 from txeval.metrics.convergent_probe import WEIGHT_DECAYS, convergent_probe
 from txeval.metrics.linear_probe import linear_probe
 from txeval.tasks.accuracy import Ranked, accuracy, balanced_accuracy, joined, perturbation_table
-from txeval.tasks.base import Ceiling, Metric, Task, TaskInputs, batch_and_perturbation
+from txeval.tasks.base import Ceiling, Metric, Sizes, Task, TaskInputs, batch_and_perturbation
 from txeval.tasks.blocks import Blocks, cell_lines
 from txeval.tasks.ceiling import shared_split
 from txeval.tasks.subsample import stratified_draw
@@ -105,7 +106,7 @@ def _probe(inputs: TaskInputs, train: Ints, test: Ints, classes: Ints, line: str
     samples = inputs.samples
     y_train = np.searchsorted(classes, samples.perturbation[train])
     y_test = np.searchsorted(classes, samples.perturbation[test])
-    X_train, X_test = take_rows(inputs.embedding, train), take_rows(inputs.embedding, test)
+    X_train, X_test = held_rows(inputs.embedding, train), held_rows(inputs.embedding, test)
     if params.solver == "convergent":
         result = convergent_probe(
             X_train,
@@ -155,6 +156,13 @@ def _details(ranked: Ranked) -> dict[str, pd.DataFrame]:
     return {"perturbations": perturbation_table(ranked)}
 
 
+def _memory(sizes: Sizes, params: LinearProbeParams) -> int:
+    """Weights of all classes: as they are trained, or with the memory of L-BFGS; codes and ranks of the samples."""
+    weights = sizes.perturbations * (sizes.d + 1)
+    copies = 8 * (2 * 10 + 6) if params.solver == "convergent" else 4 * 6
+    return copies * weights + 60 * (sizes.train + sizes.test)
+
+
 TASK = Task(
     name="linear_probe",
     level=2,
@@ -163,6 +171,7 @@ TASK = Task(
     limits="Trained by the paper's recipe it measures the scale of the embedding as much as what is in it.",
     params=LinearProbeParams,
     prepare=prepare,
+    memory=_memory,
     metrics=(
         Metric(
             name="top1",

@@ -15,7 +15,7 @@ from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
 from txeval.metrics.degree_null import DegreeNull, degree_null
 from txeval.metrics.relationships import KnownLinks, RelationMap, Side
-from txeval.tasks.base import Ceiling, Metric, Samples, Score, Task, TaskInputs
+from txeval.tasks.base import Ceiling, Metric, Samples, Score, Sizes, Task, TaskInputs
 from txeval.tasks.blocks import Block, Blocks, RowSubset, cell_lines, subset
 from txeval.tasks.ceiling import replicated_links
 
@@ -316,6 +316,12 @@ def _details(found: GeneMap) -> dict[str, pd.DataFrame]:
     return {"relations": pd.concat(tables, ignore_index=True)} if tables else {}
 
 
+def _memory(sizes: Sizes, params: RelationshipsParams) -> int:
+    """Mean of every perturbation, and the cosines of all pairs with a copy to find their limits in."""
+    maps = 2 if params.reference_mean == "both" else 1
+    return maps * (3 * 8 * sizes.perturbations * sizes.d + 8 * sizes.perturbations**2) + 40 * sizes.n
+
+
 TASK = Task(
     name="relationships",
     level=5,
@@ -324,6 +330,7 @@ TASK = Task(
     limits="Databases are incomplete and lean towards well-studied genes; a shift common to all samples inflates it.",
     params=RelationshipsParams,
     prepare=prepare,
+    memory=_memory,
     metrics=(
         Metric(
             name="recall",

@@ -1,0 +1,95 @@
+"""How much memory a step may take: set for a whole worker, asked for where something can be held or cut up.
+
+Blocks that sums are taken over have a fixed size (`txeval.compute.arrays.BLOCK_ELEMENTS`), so that no result depends on
+the memory there is. What grows with it: how much is read ahead, how many columns are ranked together, what is kept in
+memory and not in a file, and how many embeddings share one pass over the expression.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
+
+import numpy as np
+
+from txeval.compute.arrays import F32, Ints, Rows, row_blocks, take_rows
+
+__all__ = [
+    "WORKING_LEAST",
+    "WORKING_MOST",
+    "bounded",
+    "column_elements",
+    "held_bytes",
+    "held_rows",
+    "scratch_folder",
+    "working",
+]
+
+#: Beyond this, more memory makes nothing faster.
+WORKING_MOST = 4 * 2**30
+
+#: Blocks of the fixed size, in float32 and float64 at once, and what is made of them.
+WORKING_LEAST = 256 * 2**20
+
+_working: ContextVar[int] = ContextVar("working", default=WORKING_MOST)
+_scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
+
+
+@contextmanager
+def bounded(size: int, scratch: Path | None = None) -> Iterator[None]:
+    """Let steps within the block take so many bytes, beyond what they need for their results.
+
+    Parameters
+    ----------
+    size
+        At most `WORKING_MOST` and at least `WORKING_LEAST` are used of it.
+    scratch
+        Where temporary files go; None: the system's temporary folder.
+    """
+    sized = _working.set(min(WORKING_MOST, max(WORKING_LEAST, size)))
+    placed = _scratch.set(scratch)
+    try:
+        yield
+    finally:
+        _working.reset(sized)
+        _scratch.reset(placed)
+
+
+def working() -> int:
+    """Bytes that a step may take beyond what it needs for its result."""
+    return _working.get()
+
+
+def held_bytes() -> int:
+    """Up to this size something is held in memory; larger things are read again, or lie in a file (at most 1 GiB)."""
+    return working() // 4
+
+
+def column_elements() -> int:
+    """float32 values that are read ahead, or of columns that are ranked together (at most 32 M: 128 MiB)."""
+    return min(32_000_000, working() // 32)
+
+
+def scratch_folder() -> Path | None:
+    """Where temporary files go; None: the system's temporary folder."""
+    return _scratch.get()
+
+
+def held_rows(matrix: Rows, rows: Ints | None = None) -> F32:
+    """Rows of a matrix as a float32 array (m, d): in memory up to `held_bytes`, else mapped from a temporary file.
+
+    They are read in blocks of one size, so that values are the same either way. The file is gone with the array.
+    """
+    m, d = len(rows) if rows is not None else int(matrix.shape[0]), int(matrix.shape[1])
+    if 4 * m * d <= held_bytes() or m == 0:
+        out = np.empty((m, d), dtype=np.float32)
+    else:
+        with tempfile.NamedTemporaryFile(dir=scratch_folder(), prefix="txeval-rows-") as file:
+            # The mapping keeps the file, which has no name any more.
+            out = np.memmap(file.name, dtype=np.float32, mode="w+", shape=(m, d))
+    for part in row_blocks(m, d):
+        out[part] = take_rows(matrix, part if rows is None else rows[part])
+    return out

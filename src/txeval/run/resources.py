@@ -1,0 +1,122 @@
+"""What a run may take of the machine: memory over all workers, number of workers, device."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from txeval.compute.machine import Memory, as_size, memory_limit, reserve, resolve_device, usable_cores
+from txeval.compute.memory import WORKING_LEAST
+from txeval.errors import InputError
+from txeval.run.config import RunConfig
+from txeval.run.plan import Cell, Plan
+from txeval.run.worker import PROCESS_BYTES
+from txeval.tasks.base import Sizes
+from txeval.tasks.registry import get_task
+
+__all__ = ["PROCESS_BYTES", "Resources", "check_memory", "find_resources", "fixed_bytes", "sizes_of"]
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one run may take.
+
+    Attributes
+    ----------
+    memory
+        Bound on the memory of all its processes together.
+    workers
+        Worker processes; 1 computes in the process of the run.
+    device
+        "cpu" or a CUDA device of torch.
+    """
+
+    memory: Memory
+    workers: int
+    device: str
+    warnings: tuple[str, ...] = ()
+
+    def worker_memory(self, workers: int | None = None) -> int:
+        """Bytes that each worker process may take; the process of the run takes `PROCESS_BYTES` where it is another."""
+        workers = workers or self.workers
+        return self.memory.bytes if workers == 1 else max(0, self.memory.bytes - PROCESS_BYTES) // workers
+
+
+def find_resources(config: RunConfig, plan: Plan | None = None) -> Resources:
+    """Resolve `max_memory`, `workers` and `device` of a configuration on this machine.
+
+    Without `max_memory` it is what the machine or the control group has, minus `txeval.compute.machine.reserve`.
+    Workers "auto" are the usable cores, but no more than the memory can feed.
+
+    Raises
+    ------
+    InputError
+        A device is asked for that is not there.
+    """
+    limit, warnings = memory_limit(), list[str]()
+    if config.max_memory is None:
+        memory = Memory(limit.bytes - reserve(limit.bytes), f"{limit.source}, less a reserve")
+    else:
+        memory = Memory(config.max_memory, "max_memory")
+        if config.max_memory > limit.bytes:
+            warnings.append(
+                f"max_memory is {as_size(config.max_memory)}, and {limit.source} has {as_size(limit.bytes)}: "
+                "the run may end for lack of memory"
+            )
+    if config.workers != "auto":
+        workers = config.workers
+    else:
+        each = PROCESS_BYTES + WORKING_LEAST
+        if plan is not None:
+            each += max((fixed_bytes(plan, cell, None) for cell in plan.cells), default=0)
+        workers = max(1, min(usable_cores(), (memory.bytes - PROCESS_BYTES) // each))
+    return Resources(memory, workers, resolve_device(config.device), tuple(warnings))
+
+
+def sizes_of(plan: Plan, d: int | None) -> Sizes:
+    """Sizes of a plan's screen and splits; a width of None counts as 1."""
+    return Sizes.of(plan.screen.samples, plan.splits, plan.screen.n_genes, d or 1)
+
+
+def fixed_bytes(plan: Plan, cell: Cell, d: int | None) -> int:
+    """What a cell needs for its results whatever the size of its blocks."""
+    task = get_task(cell.task)
+    return task.memory(sizes_of(plan, d), cell.params) if task.memory is not None else 0
+
+
+def check_memory(
+    plan: Plan, cells: Iterable[Cell], widths: dict[str, int], resources: Resources, workers: int | None = None
+) -> None:
+    """Check that every cell fits into the memory of a worker.
+
+    Parameters
+    ----------
+    widths
+        Embedding key -> its columns, where known.
+
+    Raises
+    ------
+    InputError
+        The first cell that does not, with what it needs.
+    """
+    workers = workers or resources.workers
+    share = resources.worker_memory(workers)
+    worst: tuple[int, str] = (0, "")
+    seen = set()
+    for cell in cells:
+        d = widths.get(cell.embedding.key)
+        if (cell.task, d) in seen:
+            continue
+        seen.add((cell.task, d))
+        need = PROCESS_BYTES + WORKING_LEAST + fixed_bytes(plan, cell, d)
+        worst = max(worst, (need, f"{cell.task} of {cell.model}" + (f" ({d} columns)" if d else "")))
+    need, what = worst
+    if need <= share:
+        return
+    whole = need if workers == 1 else need * workers + PROCESS_BYTES
+    fewer = "" if workers == 1 else f", or fewer workers than {workers}"
+    raise InputError(
+        f"{what} needs {as_size(need)} of memory in a worker, and a worker has {as_size(share)}: "
+        f"{as_size(resources.memory.bytes)} ({resources.memory.source}) for {workers} worker(s)",
+        remedy=f"give --max-memory {as_size(whole).replace(' ', '')} or more{fewer}",
+    )
