@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.data.simulate import relations_folder, simulate_screen
-from txeval.report import Results
+from txeval.report import ResultsFolder
 from txeval.report.selection import cross_fitted, halving_factor
 from txeval.report.summary import questions
 from txeval.report.tables import place_of
@@ -78,7 +78,7 @@ def run(folder: Path, n_embeddings: int, dim: int) -> Path:
 
 def table(folder: Path) -> pd.DataFrame:
     """Mean over embeddings of the chosen score under both choices, per metric."""
-    results = Results.open(folder)
+    results = ResultsFolder.open(folder)
     names = [name for names in HEADLINE.values() for name in names]
     chosen = {
         how: {
@@ -109,7 +109,7 @@ def table(folder: Path) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def _reported_level(results: Results, rows: pd.DataFrame, level: pd.Series) -> pd.Series:
+def _reported_level(results: ResultsFolder, rows: pd.DataFrame, level: pd.Series) -> pd.Series:
     """Mean per post-processing of what is reported without a choice: of pairs of genes, those within the halves."""
     first = rows.iloc[0]
     if first["task"] != "relationships":

@@ -20,7 +20,7 @@ from screens import SCREENS, cut
 
 from txeval.protocol import load_protocol
 from txeval.report.parameters import differences
-from txeval.report.results import Results
+from txeval.report.results import ResultsFolder
 from txeval.report.summary import questions
 from txeval.run import NullProgress, build_config, execute, make_plan, read_scores
 
@@ -137,7 +137,7 @@ def chosen(config: dict[str, Any], folder: Path) -> list[dict[str, Any]]:
     )
     execute(make_plan(made), progress=NullProgress())
     scores = read_scores(folder / "choice")
-    results = Results.open(folder / "choice", scores)
+    results = ResultsFolder.open(folder / "choice", scores)
     rows: dict[tuple[str, str, str], dict[str, Any]] = {}
     for side, choice in (("before", "best"), ("after", "cross_fitted")):
         for question in questions(scores, results, choice=choice, rank=False):

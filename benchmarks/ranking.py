@@ -18,7 +18,7 @@ import pandas as pd
 from screens import SCREENS, cut
 
 from txeval.protocol import load_protocol
-from txeval.report.results import Results
+from txeval.report.results import ResultsFolder
 from txeval.report.summary import Question, questions
 from txeval.run import PlainProgress, build_config, execute, make_plan, read_scores
 
@@ -75,7 +75,7 @@ def run(screen: str, data: Path, work: Path, samples: int, workers: int) -> tupl
 def asked(out: Path) -> dict[str, list[Question]]:
     """Questions of both protocols, random ranked among the models."""
     scores = read_scores(out)
-    results = Results.open(out, scores)
+    results = ResultsFolder.open(out, scores)
     found: dict[str, list[Question]] = {}
     for protocol in PROTOCOLS:
         mine = scores[scores["protocol"] == protocol]

@@ -24,7 +24,12 @@ SCREENS: dict[str, tuple[str, dict[str, Any], str | None]] = {
     ),
     "TAP-seq 2020": (
         "schraivogel2020_k562_tapseq_72genes.h5ad",
-        {"perturbation": "perturbation", "control": ["non-targeting"], "batch": "lane"},
+        {
+            "perturbation": "perturbation",
+            "control": ["non-targeting"],
+            "batch": "lane",
+            "exclude": ["unassigned"],
+        },
         None,
     ),
 }
@@ -52,6 +57,7 @@ def cut(name: str, data: Path, folder: Path, samples: int) -> Cut:
     """
     file, roles, layer = SCREENS[name]
     source = anndata.read_h5ad(data / file)
+    source = source[~source.obs[roles["perturbation"]].isin(roles.get("exclude", []))]
     n = source.n_obs
     path, note = data / file, f"{n:,} cells x {source.n_vars} genes, batch `{roles['batch']}`"
     if 0 < samples < n:
@@ -65,6 +71,7 @@ def cut(name: str, data: Path, folder: Path, samples: int) -> Cut:
         path = folder / f"{name.split()[0].lower()}.h5ad"
         source[kept].copy().write_h5ad(path)
         note = f"{len(kept):,} of {note}"
+        roles = {key: value for key, value in roles.items() if key != "exclude"}
     config: dict[str, Any] = {"screen": path, "roles": roles, "min_counts": 0, "relations": data / "relationships"}
     if layer:
         config["layer"] = layer

@@ -15,7 +15,7 @@ from txeval.cli import main
 from txeval.data.simulate import simulate_screen
 from txeval.data.truth import relations_folder
 from txeval.protocol import load_protocol
-from txeval.report import Results, summary
+from txeval.report import ResultsFolder, summary
 from txeval.report.comparison import compare, sides
 from txeval.run import NullProgress, build_config, execute, make_plan, read_scores
 
@@ -149,7 +149,7 @@ def test_floors_are_chosen_by_the_protocol_or_by_the_run(folder: Path) -> None:
 
 
 def test_the_summary_has_intervals_ranks_and_a_choice_without_leakage(folder: Path) -> None:
-    results = Results.open(folder / "results")
+    results = ResultsFolder.open(folder / "results")
     table = summary(results.scores, results)
     assert set(table["metric"]) == {
         "ilisi",
@@ -176,7 +176,7 @@ def test_the_summary_has_intervals_ranks_and_a_choice_without_leakage(folder: Pa
 
 
 def test_seeds_of_a_mean_have_an_interval(folder: Path) -> None:
-    results = Results.open(folder / "results")
+    results = ResultsFolder.open(folder / "results")
     table = summary(results.scores, results)
     random = table[(table["model"] == "random") & (table["metric"] == "top1_perturbed")].iloc[0]
     assert random["n_seeds"] == 2
@@ -185,7 +185,7 @@ def test_seeds_of_a_mean_have_an_interval(folder: Path) -> None:
 
 
 def test_two_embeddings_are_told_apart_where_they_differ(folder: Path) -> None:
-    results = Results.open(folder / "results")
+    results = ResultsFolder.open(folder / "results")
     frame = compare(sides(results, None, ["truth", "random"]))
     knn = frame[frame["metric"] == "top1_perturbed"].iloc[0]
     assert knn["verdict"] == "first"
@@ -197,7 +197,7 @@ def test_two_embeddings_are_told_apart_where_they_differ(folder: Path) -> None:
 
 
 def test_a_folder_against_itself_is_equal_everywhere(folder: Path) -> None:
-    one, other = (Results.open(folder / "results") for _ in range(2))
+    one, other = (ResultsFolder.open(folder / "results") for _ in range(2))
     frame = compare(sides(one, other, []))
     assert set(frame["first"]) == {"noisy [A]", "pca [A]", "truth [A]"}
     assert (frame["difference"] == 0).all()
@@ -271,7 +271,7 @@ def test_what_cannot_be_compared_is_named(
 
 
 def test_the_halves_are_the_same_for_all_and_no_choice_is_made_where_there_is_none(folder: Path) -> None:
-    results = Results.open(folder / "results")
+    results = ResultsFolder.open(folder / "results")
     raw = results.scores[results.scores["post_processing"] == "raw"]
     table = summary(raw, results)
     assert set(table["choice"]) == {"only"}
@@ -283,7 +283,7 @@ def test_the_plot_shows_the_differences(folder: Path, tmp_path: Path) -> None:
     pytest.importorskip("altair")
     from txeval.report.figures import difference_figure
 
-    frame = compare(sides(Results.open(folder / "results"), None, ["noisy", "truth"]))
+    frame = compare(sides(ResultsFolder.open(folder / "results"), None, ["noisy", "truth"]))
     chart = difference_figure(frame).to_dict()
     drawn = [row for data in _values(chart) for row in data if "place" in row]
     known = frame[frame["difference"].notna()]

@@ -187,3 +187,16 @@ def test_no_score_is_broken_and_floors_stand_apart_where_they_would_crowd_out_th
     # Chance is beside every part; the other floors are printed once.
     assert text.count("shuffled") == 1
     assert text.count("chance") > 1
+
+
+def test_tables_say_which_probe_is_shown_where_it_is_not_the_recipe() -> None:
+    def made(notes: str) -> pd.DataFrame:
+        given = {"task": "linear_probe", "level": 2, "metric": "top1", "chance": 0.1}
+        return scores(row(0.4, model="scVI", notes=notes, **given), row(0.3, notes=notes, **given))
+
+    other = made("A549: solver: lda, 0 training steps | ridge 0.0001")
+    for grids in (summary_grids(other), full_grids(other)):
+        assert any("solver lda, which is not the paper's recipe" in note for note in grids[0].notes)
+    recipe = made("solver: adamw, 750 training steps")
+    for grids in (summary_grids(recipe), full_grids(recipe)):
+        assert not any("solver" in note for note in grids[0].notes)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
+import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -10,8 +12,9 @@ from hypothesis import strategies as st
 
 from txeval.compute.random import stream
 from txeval.data.samples import Samples
-from txeval.tasks.base import TaskInputs
-from txeval.tasks.ceiling import _pairs, any_pair, first_half, mixed_batches, replicated_links, shared_split
+from txeval.errors import NotComputable
+from txeval.tasks.base import TaskInputs, run_task
+from txeval.tasks.ceiling import _pairs, first_half, mixed_batches, replicated_links, shared_split
 from txeval.tasks.registry import get_task, list_tasks, task_params
 from txeval.tasks.relationships import prepare
 
@@ -80,29 +83,151 @@ def test_train_and_what_is_asked_share_batches_and_perturbations_and_no_sample()
     pert, batch, rng = layout()
     before = inputs(pert, batch, rng.normal(size=(600, 4)), "knn")
     after = shared_split("test")(before)
-    train, test = after.splits["train"], after.splits["test"]
-    assert not np.intersect1d(train, test).size
-    assert set(before.splits["train"]) < set(train)
-    assert set(test) < set(before.splits["test"])
-    assert set(zip(pert[test], batch[test], strict=True)) <= set(zip(pert[train], batch[train], strict=True))
+    pairs = after.in_turn("test")
+    assert len(pairs) == 2
+    for train, test in pairs:
+        assert not np.intersect1d(train, test).size
+        assert set(before.splits["train"]) < set(train)
+        assert set(train) | set(test) == set(before.splits["train"]) | set(before.splits["test"])
+        assert set(zip(pert[test], batch[test], strict=True)) <= set(zip(pert[train], batch[train], strict=True))
+    np.testing.assert_array_equal(np.sort(np.concatenate([test for _, test in pairs])), before.splits["test"])
 
 
-def test_batches_are_dealt_within_the_test_split_and_keep_their_sizes() -> None:
+def test_a_model_is_asked_once_about_the_splits_as_they_are() -> None:
     pert, batch, rng = layout()
+    before = inputs(pert, batch, rng.normal(size=(600, 4)), "knn")
+    [(train, test)] = before.in_turn("test")
+    np.testing.assert_array_equal(train, before.splits["train"])
+    np.testing.assert_array_equal(test, before.splits["test"])
+
+
+def test_batches_are_dealt_within_the_test_samples_of_each_perturbation() -> None:
+    rng = np.random.default_rng(4)
+    # Batches differ in their perturbations.
+    batch = np.repeat(np.arange(6), 100)
+    pert = np.minimum(rng.poisson(2 + batch), 11)
+    pert[-1] = 11
     before = inputs(pert, batch, rng.normal(size=(600, 4)), "batch_mixing")
     after = mixed_batches(before)
     rows = before.splits["test"]
     others = np.setdiff1d(np.arange(600), rows)
-    np.testing.assert_array_equal(np.bincount(after.samples.batch), np.bincount(batch))
     np.testing.assert_array_equal(after.samples.batch[others], batch[others])
+    for code in range(12):
+        mine = rows[pert[rows] == code]
+        np.testing.assert_array_equal(np.sort(after.samples.batch[mine]), np.sort(batch[mine]))
     assert (after.samples.batch[rows] != batch[rows]).mean() > 0.2
 
 
-def test_pairs_of_one_batch_count_in_the_ceiling_of_consistency() -> None:
+@pytest.mark.parametrize("task", ["linear_probe", "knn"])
+def test_a_batch_effect_costs_the_model_and_not_the_ceiling(task: str) -> None:
+    rng = np.random.default_rng(2)
+    pert, batch = np.arange(2400) % 12, np.arange(2400) // 12 % 5
+    # Odd batches are asked; in them the perturbations lie elsewhere.
+    effect = 2 * rng.normal(size=(2, 12, 40))
+    made = inputs(pert, batch, effect[batch % 2, pert] + rng.normal(size=(2400, 40)), task)
+    if task == "linear_probe":
+        made = replace(made, params=replace(made.params, solver="convergent"))
+    if task == "knn":
+        made = replace(made, params=replace(made.params, k=25, retrieval=True))
+    metrics = [metric for metric in get_task(task).metrics if metric.name in {"top1", "map", "map_significant"}]
+    scores = []
+    for asked in (made, get_task(task).ceiling.inputs(made)):
+        found = {metric.name: score for metric, score in run_task(get_task(task), asked, metrics).scores}
+        scores.append(found)
+    model, ceiling = scores
+    assert model["top1"].value < 0.35
+    assert ceiling["top1"].value > 0.8
+    assert ceiling["top1"].n_samples == model["top1"].n_samples
+    # The units of both are the same, so that the two can be compared as a pair.
+    for one, other in zip(model["top1"].units.labels, ceiling["top1"].units.labels, strict=True):
+        np.testing.assert_array_equal(one, other)
+    if task == "knn":
+        assert ceiling["map"].value > model["map"].value + 0.2
+        assert ceiling["map_significant"].value == 1.0
+        assert ceiling["map"].n_samples == model["map"].n_samples
+
+
+def test_queries_of_two_halves_are_judged_as_each_half_alone_would_be() -> None:
     pert, batch, rng = layout()
-    before = inputs(pert, batch, rng.normal(size=(600, 4)), "consistency", across_batches=True)
-    assert before.params.across_batches
-    assert not any_pair(before).params.across_batches
+    values = rng.normal(size=(600, 6)) + rng.normal(size=(12, 6))[pert]
+    made = shared_split("test")(inputs(pert, batch, values, "knn", k=25, retrieval=True))
+    whole = get_task("knn").prepare(made)
+    for train, test in made.in_turn("test"):
+        alone = replace(made, splits={"train": train, "test": test, "heldout": test}, first_half=None)
+        part = get_task("knn").prepare(alone)
+        # Samples are told by their rank and truth: the halves stand one after another.
+        n = len(part.everything.rank)
+        places = (slice(0, n), slice(len(whole.everything.rank) - n, None))
+        assert any(np.array_equal(whole.everything.rank[place], part.everything.rank) for place in places)
+        m = len(part.retrieval.values)
+        places = (slice(0, m), slice(len(whole.retrieval.values) - m, None))
+        assert any(np.allclose(whole.retrieval.values[place], part.retrieval.values) for place in places)
+
+
+def test_all_pairs_are_the_mean_over_all_halvings() -> None:
+    rng = np.random.default_rng(3)
+    x = rng.normal(size=(6, 4)) + 1
+    unit = x / np.linalg.norm(x, axis=1, keepdims=True)
+    between = []
+    for first in itertools.combinations(range(6), 3):
+        second = [i for i in range(6) if i not in first]
+        between.append((unit[list(first)] @ unit[second].T).mean())
+    pert = np.array([1] * 6 + [0] * 4 + [2] * 6)
+    # The second batch holds half of the perturbation.
+    batch = np.array([0, 0, 0, 1, 1, 1] + [0, 1, 0, 1] + [0, 1] * 3)
+    values = np.vstack([x, rng.normal(size=(10, 4))])
+    made = inputs(pert, batch, values, "consistency", across_batches=True, null="permutation", draws=20)
+    table = get_task("consistency").prepare(get_task("consistency").ceiling.inputs(made)).table
+    mine = table.loc[table["perturbation"] == "p001", "avg_cosine"].item()
+    assert mine == pytest.approx(np.mean(between), abs=1e-6)
+    before = get_task("consistency").prepare(made).table
+    assert before.loc[before["perturbation"] == "p001", "avg_cosine"].item() != pytest.approx(mine, abs=1e-3)
+
+
+class Values:
+    """Expression that tasks read."""
+
+    note = "made"
+
+    def __init__(self, values: np.ndarray) -> None:
+        self.values = values.astype(np.float32)
+        self.genes = np.array([f"g{i}" for i in range(values.shape[1])])
+
+    def blocks(self, rows: np.ndarray, *, max_elements: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        for start in range(0, len(rows), 100):
+            yield slice(start, start + 100), self.values[rows[start : start + 100]]
+
+    def gene_means(self, rows: np.ndarray, *, scale: str) -> np.ndarray:
+        return self.values[rows].mean(axis=0)
+
+
+def test_each_half_is_decoded_by_the_decoder_that_did_not_learn_from_it() -> None:
+    pert, batch, rng = layout()
+    x = rng.normal(size=(600, 5))
+    # What embedding and expression have in common is another thing in the batches that are asked.
+    weights = rng.normal(size=(2, 5, 8))
+    y = np.einsum("ij,ijk->ik", x, weights[batch % 2]) + 0.1 * rng.normal(size=(600, 8))
+    task = get_task("reconstruction")
+    made = replace(inputs(pert, batch, x, "reconstruction", decoder="least_squares"), expression=Values(y))
+    halved = task.ceiling.inputs(made)
+    found = task.prepare(halved)
+    squared = np.zeros(600)
+    for train, asked in halved.in_turn("heldout"):
+        design = np.column_stack([x, np.ones(600)])
+        solved = np.linalg.lstsq(design[train], y[train], rcond=None)[0]
+        squared[asked] = ((design[asked] @ solved - y[asked]) ** 2).mean(axis=1)
+    rows = made.splits["heldout"]
+    np.testing.assert_allclose(found.samples.squared, squared[rows], rtol=2e-3)
+    model = task.prepare(made)
+    assert found.samples.squared.mean() < 0.8 * model.samples.squared.mean()
+
+
+def test_a_perturbation_with_one_sample_has_no_halves() -> None:
+    rng = np.random.default_rng(0)
+    pert = np.arange(60)
+    made = inputs(pert, pert % 2, rng.normal(size=(60, 4)), "relationships")
+    with pytest.raises(NotComputable, match="two samples"):
+        get_task("relationships").ceiling.inputs(made)
 
 
 @dataclass

@@ -283,3 +283,12 @@ def test_details_are_tables(world: World) -> None:
     found = run_task(get_task("knn"), replace(world.inputs, params=params), metrics_of(get_task("knn")))
     table = found.details["retrieval"]
     assert isinstance(table, pd.DataFrame) and {"perturbation", "map", "p_adjusted"} <= set(table)
+
+
+@pytest.mark.parametrize("solver", ["adamw", "convergent", "lda", "softmax-short"])
+def test_every_score_of_the_probe_names_its_solver(world: World, solver: str) -> None:
+    epochs = {"epochs": 5, "warmup_epochs": 1}
+    scores = scores_of(world.inputs, "linear_probe", "paper", solver=solver, **epochs)
+    assert len(scores) == 3
+    for score in scores.values():
+        assert any(f"solver: {solver}," in note for note in score.notes)

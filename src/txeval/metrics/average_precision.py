@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ __all__ = [
     "Retrieval",
     "RetrievalNull",
     "expected_average_precision",
+    "joined_retrievals",
     "map_table",
     "mean_average_precision",
     "permutation_p",
@@ -51,6 +53,19 @@ class Retrieval:
     n_positive: Ints
     n_total: Ints
     by_class: F32 | None = None
+
+
+def joined_retrievals(parts: Sequence[Retrieval]) -> Retrieval:
+    """The queries of all parts, one after another; classes are coded alike in all of them."""
+    if len(parts) == 1:
+        return parts[0]
+    by_class = [part.by_class for part in parts if part.by_class is not None]
+    return Retrieval(
+        np.concatenate([part.values for part in parts]),
+        np.concatenate([part.n_positive for part in parts]),
+        np.concatenate([part.n_total for part in parts]),
+        np.concatenate(by_class, axis=1) if len(by_class) == len(parts) else None,
+    )
 
 
 @jit

@@ -2,13 +2,13 @@
 
 from txeval.report.layout import detail_grids, full_grids, summary_grids
 from txeval.report.render import FORMATS, print_grids, to_csv, to_latex, to_markdown
-from txeval.report.results import Results
+from txeval.report.results import ResultsFolder
 from txeval.report.summary import questions, summary
 from txeval.report.tables import aggregate, full, holes, left_out, mark_untrained, references, remarks
 
 __all__ = [
     "FORMATS",
-    "Results",
+    "ResultsFolder",
     "aggregate",
     "detail_grids",
     "full",

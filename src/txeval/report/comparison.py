@@ -13,7 +13,7 @@ from txeval.compute.paired import difference, holm
 from txeval.errors import InputError, NotComputable, unknown
 from txeval.metrics.consistency import adjust
 from txeval.report.layout import Cell, Column, Grid, Row, clean, number
-from txeval.report.results import Results
+from txeval.report.results import ResultsFolder
 from txeval.report.summary import Chosen, Question, questions
 from txeval.report.tables import TABLE, references
 
@@ -56,7 +56,7 @@ _COLUMNS = [
 class Side:
     """An embedding of a results folder, and what to call it beside one of another folder."""
 
-    results: Results
+    results: ResultsFolder
     model: str
     name: str
 
@@ -96,7 +96,7 @@ def compare(
     asked: dict[tuple[int, int], tuple[Side, Side]] = {(id(a), id(b)): (a, b) for a, b in pairs}
     cache: dict[int, list[Question]] = {}
 
-    def of(results: Results) -> list[Question]:
+    def of(results: ResultsFolder) -> list[Question]:
         if id(results) not in cache:
             cache[id(results)] = list(
                 questions(
@@ -202,7 +202,7 @@ def _verdict(row: dict[Any, Any]) -> str:
 
 
 def sides(
-    results: Results, other: Results | None, names: Sequence[str], tags: tuple[str, str] = ("A", "B")
+    results: ResultsFolder, other: ResultsFolder | None, names: Sequence[str], tags: tuple[str, str] = ("A", "B")
 ) -> list[tuple[Side, Side]]:
     """Pairs to compare: of one folder all pairs of its models (or of those named), of two folders model by model.
 
@@ -249,12 +249,12 @@ def sides(
     ]
 
 
-def _models(results: Results) -> list[str]:
+def _models(results: ResultsFolder) -> list[str]:
     apart = references(results.scores)
     return sorted({str(model) for model in results.scores["model"]} - set(apart), key=lambda m: (m.lower(), m))
 
 
-def _known(results: Results, name: str) -> str:
+def _known(results: ResultsFolder, name: str) -> str:
     there = list(dict.fromkeys(map(str, results.scores["model"])))
     if name not in there:
         raise unknown("embedding", name, there, where=str(results.folder))

@@ -15,7 +15,7 @@ import pandas as pd
 from txeval.errors import InputError
 from txeval.report.experiments import likelihood_frame, reference_frame, scaling_frame
 from txeval.report.layout import clean, number
-from txeval.report.results import Results
+from txeval.report.results import ResultsFolder
 from txeval.report.spread import with_intervals
 from txeval.report.style import ABOVE, BASELINE, BELOW, CATEGORIES, POST_COLOURS, post_title
 from txeval.report.summary import summary
@@ -120,7 +120,7 @@ def _where(row: Any) -> str:
     return f"{clean(row['dataset'])}, protocol {clean(row['protocol'])}"
 
 
-def summary_figure(scores: pd.DataFrame, results: Results | None = None) -> altair.TopLevelMixin:
+def summary_figure(scores: pd.DataFrame, results: ResultsFolder | None = None) -> altair.TopLevelMixin:
     """Heat map: models across, metrics by level down, the number in the cell.
 
     The colour says where a score lies between the best floor (white; chance where there is none) and the best model of
@@ -634,7 +634,7 @@ def list_figures(folder: Path) -> dict[str, altair.TopLevelMixin]:
     from txeval.run.files import read_json
 
     _altair()
-    results = Results.open(folder)
+    results = ResultsFolder.open(folder)
     scores = results.scores
     if scores.empty:
         raise InputError(f"{folder} holds no scores", remedy="run `txeval run` with this folder as --out")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import unicodedata
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from txeval.report.results import Results
+from txeval.report.results import ResultsFolder
 from txeval.report.summary import Chosen, Question, best_of, not_above_floor, questions
 from txeval.report.tables import TABLE, MetricInfo, aggregate, catalogue, full, post_position
 
@@ -99,6 +100,11 @@ def number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 1000 else f"{value:.4g}"
 
 
+#: How rows of level 2 name the probe, and that of the paper.
+_SOLVER = re.compile(r"\bsolver: ([\w-]+)")
+_RECIPE = "adamw"
+
+
 @dataclass
 class _Reasons:
     """Numbers reasons and remarks in the order in which they appear."""
@@ -120,7 +126,7 @@ def _title(table: pd.Series) -> str:
 
 
 def summary_grids(
-    scores: pd.DataFrame, results: Results | None = None, *, metrics: Collection[str] | None = None
+    scores: pd.DataFrame, results: ResultsFolder | None = None, *, metrics: Collection[str] | None = None
 ) -> list[Grid]:
     """Lay out the summary as in the paper's Table 2, one grid per dataset and protocol.
 
@@ -152,7 +158,7 @@ def summary_grids(
                 index=("level", "metric"),
                 columns=tuple(columns),
                 rows=tuple(rows),
-                notes=tuple(_summary_notes(asked)),
+                notes=(*_summary_notes(asked), *solver_notes(_of_table(scores, asked[0].table))),
                 reasons=tuple(reasons.texts),
             )
         )
@@ -232,6 +238,25 @@ def _summary_notes(asked: Sequence[Question]) -> list[str]:
     return notes
 
 
+def _of_table(scores: pd.DataFrame, table: Sequence[Any]) -> pd.DataFrame:
+    """Rows of one table: see `TABLE`."""
+    keep = pd.Series(True, index=scores.index)
+    for name, value in zip(TABLE, table, strict=True):
+        keep &= scores[name].astype(str) == str(value)
+    return scores[keep]
+
+
+def solver_notes(scores: pd.DataFrame) -> list[str]:
+    """Says which probe is shown where it is not that of the paper; every row of level 2 names its own."""
+    if "notes" not in scores:
+        return []
+    notes = scores.loc[scores["task"] == "linear_probe", "notes"].astype(str)
+    found = {name for text in notes for name in _SOLVER.findall(text)} - {_RECIPE}
+    if not found:
+        return []
+    return [f"Linear probe: solver {', '.join(sorted(found))}, which is not the paper's recipe ({_RECIPE})."]
+
+
 def _seed_notes(scored: Sequence[Chosen]) -> list[str]:
     counts = [chosen.n_seeds for chosen in scored if chosen.n_seeds > 0]
     if not counts:
@@ -250,12 +275,13 @@ def full_grids(scores: pd.DataFrame, *, task: str | None = None, metrics: Collec
         if task is not None and name != task:
             continue
         kept = frame if metrics is None else frame[frame["metric"].isin(list(metrics))]
-        for _, part in kept.groupby(TABLE, dropna=False, sort=False):
-            grids.append(_full_grid(part))
+        for table, part in kept.groupby(TABLE, dropna=False, sort=False):
+            notes = solver_notes(_of_table(scores, table)) if name == "linear_probe" else []
+            grids.append(_full_grid(part, notes))
     return grids
 
 
-def _full_grid(part: pd.DataFrame) -> Grid:
+def _full_grid(part: pd.DataFrame, notes: Sequence[str]) -> Grid:
     info = catalogue(part)
     reasons = _Reasons()
     names = list(dict.fromkeys(zip(part["task"], part["metric"], strict=True)))
@@ -291,7 +317,7 @@ def _full_grid(part: pd.DataFrame) -> Grid:
             for e in entries
         ),
         rows=tuple(rows),
-        notes=tuple(_full_notes(part, entries)),
+        notes=(*_full_notes(part, entries), *notes),
         reasons=tuple(reasons.texts),
     )
 
@@ -333,7 +359,7 @@ def _full_notes(part: pd.DataFrame, entries: Sequence[MetricInfo]) -> list[str]:
 
 def detail_grids(
     scores: pd.DataFrame,
-    results: Results | None = None,
+    results: ResultsFolder | None = None,
     *,
     task: str | None = None,
     metrics: Collection[str] | None = None,

@@ -69,8 +69,8 @@ class Results:
             raise InputError(f"{folder} holds no scores", remedy="run `txeval run` with this folder as --out")
 
     @cached_property
-    def _folder(self) -> folders.Results:
-        return folders.Results.open(self.folder, self.scores)
+    def _folder(self) -> folders.ResultsFolder:
+        return folders.ResultsFolder.open(self.folder, self.scores)
 
     @cached_property
     def _views(self) -> list[View]:

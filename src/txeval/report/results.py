@@ -16,13 +16,13 @@ from txeval.report.contributions import Place
 from txeval.report.tables import mark_untrained
 from txeval.tasks.registry import list_tasks, metrics_of
 
-__all__ = ["Results"]
+__all__ = ["ResultsFolder"]
 
 _TEXTS = ["dataset", "protocol", "model", "post_processing", "metric", "subset"]
 _TEXTS += ["factor_a", "factor_b", "label_a", "label_b"]
 
 
-class Results:
+class ResultsFolder:
     """A results folder.
 
     Parameters
@@ -48,7 +48,7 @@ class Results:
         self._units: dict[tuple[str, str], dict[Place, dict[int, Units]] | NotComputable] = {}
 
     @classmethod
-    def open(cls, folder: Path | str, scores: pd.DataFrame | None = None) -> Results:
+    def open(cls, folder: Path | str, scores: pd.DataFrame | None = None) -> ResultsFolder:
         """Read a folder.
 
         Parameters

@@ -40,7 +40,7 @@ COSTS: Mapping[str, float] = {
 DEFAULT_COST = 100.0
 
 #: Raised when ceilings are computed otherwise than before.
-CEILING_VERSION = 1
+CEILING_VERSION = 2
 
 
 @dataclass(frozen=True)

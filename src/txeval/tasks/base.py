@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import F64, Ints, Rows, Strings
+from txeval.compute.arrays import F64, Bools, Ints, Rows, Strings
 from txeval.compute.intervals import CONTROLS, Interval, Units
 from txeval.compute.random import stream
 from txeval.data.samples import Samples
@@ -76,6 +76,8 @@ class TaskInputs:
         Database name -> frame with two columns of gene names.
     params
         The task's own frozen parameters.
+    first_half
+        (n,) flags, of a ceiling: which samples are the first half of their perturbation; see `in_turn`.
     """
 
     embedding: Rows
@@ -87,6 +89,25 @@ class TaskInputs:
     relations: Mapping[str, pd.DataFrame] = field(default_factory=dict)
     device: str = "cpu"
     threads: int = 1
+    first_half: Bools | None = None
+
+    def in_turn(self, asked: str) -> list[tuple[Ints, Ints]]:
+        """Train rows and rows of the split `asked`: what is learnt from and what is scored, the scores pooled.
+
+        Returns
+        -------
+        One pair; under `first_half` two: each half of the asked samples joins train, and the other half is asked.
+        """
+        train, rows = self.splits["train"], self.splits[asked]
+        if self.first_half is None:
+            return [(train, rows)]
+        first = self.first_half[rows]
+        # A half without samples asks nothing, and what joins train must be samples that the other half can find.
+        return [
+            (np.unique(np.concatenate([train, rows[joins]])), rows[~joins])
+            for joins in (first, ~first)
+            if not joins.all()
+        ]
 
     def rng(self, *names: str | int) -> np.random.Generator:
         """Random stream for (seed, names)."""

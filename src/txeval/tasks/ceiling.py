@@ -14,10 +14,18 @@ import pandas as pd
 
 from txeval.compute.arrays import Bools, Ints, Strings
 from txeval.data.samples import Samples
+from txeval.errors import NotComputable
 from txeval.tasks.base import TaskInputs
 from txeval.tasks.blocks import RowSubset, subset
 
-__all__ = ["any_pair", "mixed_batches", "replicated_links", "shared_split"]
+__all__ = ["HALVES_OF_TEST", "every_halving", "mixed_batches", "replicated_links", "shared_split"]
+
+#: What the levels that learn from train and ask about test hold against each other.
+HALVES_OF_TEST = (
+    "each half of a perturbation's test samples joins train in turn and the other half is asked, so that what is asked "
+    "finds replicates of its own batch. All test samples are asked, as of a model; where a batch has about one sample "
+    "of each perturbation a half holds no replicate, and the ceiling is no higher than the score of what it is built on"
+)
 
 #: Links of one half (and database and cell line) that are asked of the other, at most.
 MAX_LINKS = 20_000
@@ -44,9 +52,10 @@ def first_half(samples: Samples, rows: Ints, rng: np.random.Generator) -> Bools:
 
 
 def shared_split(asked: str) -> Callable[[TaskInputs], TaskInputs]:
-    """Half of the samples that are asked about join the train split; the other half is asked.
+    """Each half of the samples that are asked about joins the train split in turn, and the other half is asked.
 
-    Train and what is asked then share their batches and their perturbations.
+    Train and what is asked then share their batches and their perturbations, and every sample that a model is asked
+    about is asked once: the ceiling has the units of a model's score.
 
     Parameters
     ----------
@@ -56,22 +65,27 @@ def shared_split(asked: str) -> Callable[[TaskInputs], TaskInputs]:
 
     def change(inputs: TaskInputs) -> TaskInputs:
         rows = inputs.splits[asked]
-        first = first_half(inputs.samples, rows, inputs.rng("ceiling"))
-        train = np.unique(np.concatenate([inputs.splits["train"], rows[first]]))
-        return replace(inputs, splits={**inputs.splits, "train": train, asked: rows[~first]})
+        if len(rows) < 2:
+            raise NotComputable(f"the {asked} split has {len(rows)} samples: there are no halves")
+        first = np.zeros(inputs.samples.n, dtype=bool)
+        first[rows] = first_half(inputs.samples, rows, inputs.rng("ceiling"))
+        return replace(inputs, first_half=first)
 
     return change
 
 
 def mixed_batches(inputs: TaskInputs) -> TaskInputs:
-    """Batches dealt at random to the samples of the test split, within each cell line: perfect mixing."""
+    """The test samples of each perturbation dealt to its batches at random, within each cell line.
+
+    The parts of a perturbation then differ by noise alone, and every batch keeps its perturbations in their numbers.
+    """
     samples, rows = inputs.samples, inputs.splits["test"]
     rng = inputs.rng("ceiling")
     batch = samples.batch.copy()
     line = np.zeros(len(rows), dtype=np.int64) if samples.cell_line is None else samples.cell_line[rows]
-    for code in np.unique(line):
-        mine = rows[line == code]
-        batch[mine] = batch[rng.permutation(mine)]
+    order = np.lexsort((samples.batch[rows], samples.perturbation[rows], line))
+    drawn = np.lexsort((rng.permutation(len(rows)), samples.perturbation[rows], line))
+    batch[rows[drawn]] = samples.batch[rows[order]]
     return replace(inputs, samples=replace(samples, batch=batch))
 
 
@@ -89,6 +103,9 @@ def replicated_links(prepare: Callable[[TaskInputs], Any]) -> Callable[[TaskInpu
     def change(inputs: TaskInputs) -> TaskInputs:
         samples = inputs.samples
         every = np.arange(samples.n)
+        sizes = np.bincount(samples.perturbation[~samples.is_control])
+        if (sizes >= 2).sum() < 2:
+            raise NotComputable("halves take two samples of a perturbation, and fewer than two perturbations have them")
         first = first_half(samples, every, inputs.rng("ceiling")) & ~samples.is_control
         learn, ask = (_half(inputs, np.flatnonzero(part | samples.is_control)) for part in (first, ~first))
         found = prepare(learn)
@@ -132,9 +149,11 @@ def _pairs(position: Ints, n: int) -> tuple[Ints, Ints]:
     return i, position - i * (2 * n - i - 1) // 2 + i + 1
 
 
-def any_pair(inputs: TaskInputs) -> TaskInputs:
-    """All pairs of a perturbation's samples count, also those that share a batch.
+def every_halving(inputs: TaskInputs) -> TaskInputs:
+    """Each perturbation's halves against each other, averaged over all ways to halve it.
 
-    Consistency holds the samples of a perturbation against each other by itself, so that halves add nothing to it.
+    A pair of its samples is divided by as many halvings as any other pair, so that the mean cosine between halves, in
+    the mean over all halvings, is the mean over all pairs: those that share a batch included. One halving alone would
+    have half of the pairs, and find fewer perturbations than a model that has them all.
     """
     return replace(inputs, params=replace(inputs.params, across_batches=False))

@@ -24,7 +24,7 @@ from txeval.metrics.consistency import (
 )
 from txeval.tasks.base import Ceiling, Metric, Score, Sizes, Task, TaskInputs
 from txeval.tasks.blocks import Blocks, RowSubset, cell_lines, subset
-from txeval.tasks.ceiling import any_pair
+from txeval.tasks.ceiling import every_halving
 
 __all__ = ["TASK", "ConsistencyParams"]
 
@@ -373,7 +373,9 @@ TASK = Task(
     # The null reads the mean expression of the target genes.
     needs_expression=True,
     ceiling=Ceiling(
-        any_pair,
-        "all pairs of a perturbation's samples, also those that share a batch",
+        every_halving,
+        "each perturbation's halves against each other, averaged over all ways to halve it: all pairs of its samples, "
+        "also those that share a batch. Where the level counts these pairs itself (across_batches: false) it equals "
+        "the score of what it is built on, and the magnitude, which holds samples against controls, always does",
     ),
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,13 +12,19 @@ from txeval.compute.arrays import F64, Ints, Strings
 from txeval.compute.intervals import Units, adjusted_share_interval
 from txeval.compute.memory import held_rows
 from txeval.errors import NotComputable
-from txeval.metrics.average_precision import RetrievalNull, expected_average_precision, map_table, retrieve
+from txeval.metrics.average_precision import (
+    RetrievalNull,
+    expected_average_precision,
+    joined_retrievals,
+    map_table,
+    retrieve,
+)
 from txeval.metrics.consistency import adjust
 from txeval.metrics.knn import true_class_ranks
 from txeval.tasks.accuracy import Ranked, accuracy, balanced_accuracy, joined, perturbation_table
 from txeval.tasks.base import Ceiling, Metric, Score, Sizes, Task, TaskInputs, batch_and_perturbation
 from txeval.tasks.blocks import Blocks, cell_lines
-from txeval.tasks.ceiling import shared_split
+from txeval.tasks.ceiling import HALVES_OF_TEST, shared_split
 from txeval.tasks.subsample import Downsample, stratified_draw
 
 __all__ = ["TASK", "KnnParams"]
@@ -116,15 +122,16 @@ def prepare(inputs: TaskInputs) -> Neighbourhoods:
     """Rank the true class of every test sample by the votes of its neighbours in the train split."""
     params: KnnParams = inputs.params
     samples = inputs.samples
-    reference, queries = inputs.splits["train"], inputs.splits["test"]
-    if len(reference) == 0 or len(queries) == 0:
+    pairs = inputs.in_turn("test")
+    if not pairs or min(map(len, pairs[0])) == 0:
         raise NotComputable("the train or the test split is empty: it takes at least two batches")
     left_out: dict[str, int] = {}
-    if len(reference) > params.max_reference:
-        strata = np.zeros(len(reference), dtype=np.int64)
-        kept = stratified_draw(strata, params.max_reference, inputs.rng("knn"), params.downsample)
-        left_out["reference samples beyond max_reference"] = len(reference) - len(kept)
-        reference = reference[kept]
+    for i, (reference, queries) in enumerate(pairs):
+        if len(reference) > params.max_reference:
+            strata = np.zeros(len(reference), dtype=np.int64)
+            kept = stratified_draw(strata, params.max_reference, inputs.rng("knn"), params.downsample)
+            left_out["reference samples beyond max_reference"] = len(reference) - len(kept)
+            pairs[i] = reference[kept], queries
 
     # All controls are one class, whatever their labels.
     n_perturbations = len(samples.perturbations)
@@ -134,30 +141,34 @@ def prepare(inputs: TaskInputs) -> Neighbourhoods:
         code[samples.is_control] = control_labels[0]
     blocks = cell_lines(samples, params.blocks)
 
-    def ranked(ref: Ints, query: Ints) -> Ranked:
+    def ranked(pairs: Sequence[tuple[Ints, Ints]]) -> Ranked:
         parts, lost = [], dict(left_out)
-        for block in blocks:
-            r, q = block.within(ref), block.within(query)
-            if len(r) and len(q):
-                parts.append(_votes(inputs, code, r, q, n_perturbations, block.name))
-            elif len(q):
-                lost[f"test samples of cell line {block.name}, which train does not have"] = len(q)
+        for ref, query in pairs:
+            for block in blocks:
+                r, q = block.within(ref), block.within(query)
+                if len(r) and len(q):
+                    parts.append(_votes(inputs, code, r, q, n_perturbations, block.name))
+                elif len(q):
+                    reason = f"test samples of cell line {block.name}, which train does not have"
+                    lost[reason] = lost.get(reason, 0) + len(q)
         if not parts:
             raise NotComputable("no cell line is in both the train and the test split")
-        return replace(joined(parts, (f"neighbours within each of {len(parts)} cell lines",)), left_out=lost)
+        many = (f"neighbours within each of {len(blocks)} cell lines",) if len(blocks) > 1 else ()
+        return replace(joined(parts, many), left_out=lost)
 
-    everything = ranked(reference, queries)
-    ref, query = reference[~samples.is_control[reference]], queries[~samples.is_control[queries]]
-    if len(ref) == 0 or len(query) == 0:
+    everything = ranked(pairs)
+    alone = [(ref[~samples.is_control[ref]], query[~samples.is_control[query]]) for ref, query in pairs]
+    alone = [(ref, query) for ref, query in alone if len(ref) and len(query)]
+    if not alone:
         why = "no perturbed sample in the train or the test split"
         return Neighbourhoods(everything, None, why, why if params.retrieval else None)
     found = None
     if params.retrieval:
         try:
-            found = _retrieved(inputs, ref, query, left_out)
+            found = _retrieved(inputs, alone, left_out)
         except NotComputable as problem:
-            return Neighbourhoods(everything, ranked(ref, query), "", str(problem))
-    return Neighbourhoods(everything, ranked(ref, query), "", found)
+            return Neighbourhoods(everything, ranked(alone), "", str(problem))
+    return Neighbourhoods(everything, ranked(alone), "", found)
 
 
 def _votes(inputs: TaskInputs, code: Ints, ref: Ints, query: Ints, n_perturbations: int, line: str) -> Ranked:
@@ -186,33 +197,42 @@ def _votes(inputs: TaskInputs, code: Ints, ref: Ints, query: Ints, n_perturbatio
     )
 
 
-def _retrieved(inputs: TaskInputs, ref: Ints, query: Ints, left_out: Mapping[str, int]) -> Precisions:
+def _retrieved(inputs: TaskInputs, pairs: Sequence[tuple[Ints, Ints]], left_out: Mapping[str, int]) -> Precisions:
     """Rank the perturbed reference samples by their cosine with every query; within cell lines where there are some."""
     params: KnnParams = inputs.params
     samples = inputs.samples
     lost = dict(left_out)
-    if len(query) > params.max_queries:
-        kept = stratified_draw(samples.perturbation[query], params.max_queries, inputs.rng("retrieval"))
-        lost["queries beyond max_queries"] = len(query) - len(kept)
-        query = query[kept]
+    every = np.concatenate([query for _, query in pairs])
+    if len(every) > params.max_queries:
+        kept = every[stratified_draw(samples.perturbation[every], params.max_queries, inputs.rng("retrieval"))]
+        lost["queries beyond max_queries"] = len(every) - len(kept)
+        pairs = [(ref, query[np.isin(query, kept)]) for ref, query in pairs]
     tables, parts = [], []
     for block in cell_lines(samples, params.blocks):
-        r, q = block.within(ref), block.within(query)
-        if not len(r) or not len(q):
-            if len(q):
-                lost[f"queries of cell line {block.name}, which train does not have"] = len(q)
+        inside = [(block.within(ref), block.within(query)) for ref, query in pairs]
+        absent = sum(len(query) for ref, query in inside if not len(ref))
+        if absent:
+            lost[f"queries of cell line {block.name}, which train does not have"] = absent
+        inside = [(ref, query) for ref, query in inside if len(ref) and len(query)]
+        if not inside:
             continue
+        q = np.concatenate([query for _, query in inside])
         # Classes that only the other rows have would cost memory and nothing else.
-        classes = np.unique(np.concatenate([samples.perturbation[r], samples.perturbation[q]]))
+        classes = np.unique(samples.perturbation[np.concatenate([*(ref for ref, _ in inside), q])])
         truth = np.searchsorted(classes, samples.perturbation[q])
         embedded = held_rows(inputs.embedding, q)
-        found = retrieve(
-            held_rows(inputs.embedding, r),
-            np.searchsorted(classes, samples.perturbation[r]),
-            embedded,
-            truth,
-            n_classes=len(classes),
-            by_class=params.retrieval_null == "samples",
+        found = joined_retrievals(
+            [
+                retrieve(
+                    held_rows(inputs.embedding, ref),
+                    np.searchsorted(classes, samples.perturbation[ref]),
+                    held_rows(inputs.embedding, query),
+                    np.searchsorted(classes, samples.perturbation[query]),
+                    n_classes=len(classes),
+                    by_class=params.retrieval_null == "samples",
+                )
+                for ref, query in inside
+            ]
         )
         known = np.isfinite(found.values)
         if (~known).any():
@@ -427,6 +447,6 @@ TASK = Task(
     details=_details,
     ceiling=Ceiling(
         shared_split("test"),
-        "half of each perturbation's test samples join train, the other half is asked: both share their batches",
+        HALVES_OF_TEST,
     ),
 )

@@ -16,7 +16,7 @@ from txeval.metrics.linear_probe import linear_probe
 from txeval.tasks.accuracy import Ranked, accuracy, balanced_accuracy, joined, perturbation_table
 from txeval.tasks.base import Ceiling, Metric, Sizes, Task, TaskInputs, batch_and_perturbation
 from txeval.tasks.blocks import Blocks, cell_lines
-from txeval.tasks.ceiling import shared_split
+from txeval.tasks.ceiling import HALVES_OF_TEST, shared_split
 from txeval.tasks.subsample import stratified_draw
 
 __all__ = ["TASK", "LinearProbeParams"]
@@ -74,30 +74,35 @@ def prepare(inputs: TaskInputs) -> Ranked:
     """Train the probe on the perturbed samples of train and rank the classes of those of test."""
     params: LinearProbeParams = inputs.params
     samples = inputs.samples
-    train, test = (rows[~samples.is_control[rows]] for rows in (inputs.splits["train"], inputs.splits["test"]))
-    if len(train) == 0 or len(test) == 0:
+    pairs = [
+        (train[~samples.is_control[train]], test[~samples.is_control[test]]) for train, test in inputs.in_turn("test")
+    ]
+    if not pairs or min(map(len, pairs[0])) == 0:
         raise NotComputable("the train or the test split holds no perturbed sample: it takes at least two batches")
-    classes = np.unique(samples.perturbation[train])
+    classes = np.unique(samples.perturbation[np.concatenate([train for train, _ in pairs])])
     if len(classes) < 2:
         raise NotComputable("the train split holds one perturbation: there is nothing to tell apart")
     left_out: dict[str, int] = {}
-    if params.max_train and len(train) > params.max_train:
-        kept = stratified_draw(samples.perturbation[train], params.max_train, inputs.rng("linear_probe", "train"))
-        left_out["train samples beyond max_train"] = len(train) - len(kept)
-        train = train[kept]
     blocks = cell_lines(samples, params.blocks)
     parts = []
-    for block in blocks:
-        inside = block.within(train), block.within(test)
-        try:
-            parts.append(_probe(inputs, *inside, classes, block.name))
-        except NotComputable as why:
-            if len(blocks) == 1:
-                raise
-            left_out[f"test samples of cell line {block.name}: {why}"] = len(inside[1])
+    for train, test in pairs:
+        if params.max_train and len(train) > params.max_train:
+            kept = stratified_draw(samples.perturbation[train], params.max_train, inputs.rng("linear_probe", "train"))
+            left_out["train samples beyond max_train"] = len(train) - len(kept)
+            train = train[kept]
+        for block in blocks:
+            inside = block.within(train), block.within(test)
+            try:
+                parts.append(_probe(inputs, *inside, classes, block.name))
+            except NotComputable as why:
+                if len(blocks) == 1 and len(pairs) == 1:
+                    raise
+                reason = f"test samples of cell line {block.name}: {why}" if block.name else f"test samples: {why}"
+                left_out[reason] = left_out.get(reason, 0) + len(inside[1])
     if not parts:
         raise NotComputable("no cell line has two perturbations in train and one of them in test")
-    ranked = joined(parts, (f"a probe for each of {len(parts)} cell lines",))
+    many = (f"a probe for each of {len(blocks)} cell lines",) if len(blocks) > 1 else ()
+    ranked = joined(parts, many)
     return replace(ranked, left_out=left_out)
 
 
@@ -201,6 +206,6 @@ TASK = Task(
     details=_details,
     ceiling=Ceiling(
         shared_split("test"),
-        "half of each perturbation's test samples join train, the other half is asked: both share their batches",
+        HALVES_OF_TEST,
     ),
 )

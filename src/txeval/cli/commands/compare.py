@@ -13,7 +13,7 @@ from txeval.cli.commands.show import checked_metrics, opened, write_grids
 from txeval.errors import unknown
 
 if TYPE_CHECKING:
-    from txeval.report.results import Results
+    from txeval.report.results import ResultsFolder
     from txeval.report.summary import Question
 
 __all__ = ["COMMAND"]
@@ -101,14 +101,14 @@ def _run(args: argparse.Namespace) -> int:
     return status
 
 
-def _ranked(results: Results, models: list[str], options: dict[str, object]) -> list[Question]:
+def _ranked(results: ResultsFolder, models: list[str], options: dict[str, object]) -> list[Question]:
     from txeval.report.summary import questions
 
     scores = results.scores
     return list(questions(scores[scores["model"].isin(models)], results, rank_references=True, **options))  # type: ignore[arg-type]
 
 
-def _check_post(name: str | None, results: Results) -> None:
+def _check_post(name: str | None, results: ResultsFolder) -> None:
     known = list(dict.fromkeys(map(str, results.scores["post_processing"])))
     if name is not None and name not in known:
         raise unknown("post-processing", name, known, where=str(results.folder))

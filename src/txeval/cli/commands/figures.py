@@ -78,10 +78,10 @@ def _tables(folder: Path, out: Path, formats: list[str]) -> list[Path]:
     if not formats:
         return []
     from txeval import report
-    from txeval.report.results import Results
+    from txeval.report.results import ResultsFolder
     from txeval.report.workbook import to_xlsx
 
-    results = Results.open(folder)
+    results = ResultsFolder.open(folder)
     scores = results.scores
     _make(out)
     made = []

@@ -46,10 +46,10 @@ def conclude(outcome: Outcome, console: Console) -> None:
     """Print the summary, what was computed, and where it is."""
     from rich.text import Text
 
-    from txeval.report import Results
+    from txeval.report import ResultsFolder
     from txeval.run.progress import duration
 
-    show_summary(Results.open(outcome.folder, outcome.scores), console)
+    show_summary(ResultsFolder.open(outcome.folder, outcome.scores), console)
     reused = f", {outcome.n_reused:,} were there already" if outcome.n_reused else ""
     console.print(Text(f"{outcome.n_computed:,} cells computed in {duration(outcome.seconds)}{reused}."))
     if outcome.n_failed:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from txeval.report.layout import Grid
-    from txeval.report.results import Results
+    from txeval.report.results import ResultsFolder
 
 __all__ = ["COMMAND", "checked_metrics", "opened", "show_summary", "write_grids"]
 
@@ -76,11 +76,11 @@ def _run(args: argparse.Namespace) -> int:
     return write_grids(report.full_grids(scores, task=task, metrics=metrics), args)
 
 
-def opened(folder: str) -> Results:
+def opened(folder: str) -> ResultsFolder:
     """Results folder that holds scores; InputError where it does not."""
-    from txeval.report import Results
+    from txeval.report import ResultsFolder
 
-    results = Results.open(folder)
+    results = ResultsFolder.open(folder)
     if results.scores.empty:
         raise InputError(f"{folder} holds no scores", remedy="run `txeval run` with this folder as --out")
     return results
@@ -108,7 +108,7 @@ def write_grids(grids: list[Grid], args: argparse.Namespace) -> int:
     return 0
 
 
-def show_summary(results: Results, console: Console, *, metrics: list[str] | None = None) -> None:
+def show_summary(results: ResultsFolder, console: Console, *, metrics: list[str] | None = None) -> None:
     """Print the summary tables, what could not be computed and what was left out."""
     from rich.padding import Padding
     from rich.text import Text

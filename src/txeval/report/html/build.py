@@ -28,7 +28,7 @@ from txeval.report.html.maps import (
 )
 from txeval.report.html.packing import Block, Packer, plain_text
 from txeval.report.html.page import page
-from txeval.report.results import Results
+from txeval.report.results import ResultsFolder
 from txeval.run.files import read_json, write_atomically
 from txeval.run.store import read_scores
 from txeval.run.stored import StoredEmbeddings
@@ -120,7 +120,7 @@ def _write(handle: Any, content: bytes) -> None:
 def render_report(folder: Path, options: ReportOptions, progress: Callable[[str], None] = lambda text: None) -> str:
     """The HTML of a report."""
     scores = read_scores(folder)
-    results = Results.open(folder, scores)
+    results = ResultsFolder.open(folder, scores)
     if scores.empty:
         raise InputError(f"{folder} holds no scores", remedy="run `txeval run` with this folder as --out")
     manifest = _manifest(folder)

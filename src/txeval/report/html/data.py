@@ -12,7 +12,7 @@ import pandas as pd
 
 from txeval.report.html.packing import plain_text
 from txeval.report.html.verdict import Contender, LevelScores, ScoreColumn, Verdict, judge
-from txeval.report.results import Results
+from txeval.report.results import ResultsFolder
 from txeval.report.summary import Question, questions, tabulate
 from txeval.report.tables import (
     TABLE,
@@ -143,7 +143,7 @@ class View:
         return min(named, key=lambda post: (-named.count(post), post_position(post)), default=self.posts[0])
 
 
-def make_views(scores: pd.DataFrame, results: Results | None = None) -> list[View]:
+def make_views(scores: pd.DataFrame, results: ResultsFolder | None = None) -> list[View]:
     """One view per screen and protocol, from score rows as `read_scores` gives them.
 
     Parameters
@@ -159,7 +159,7 @@ def make_views(scores: pd.DataFrame, results: Results | None = None) -> list[Vie
     ]
 
 
-def _view(rows: pd.DataFrame, names: Mapping[str, str], results: Results | None) -> View:
+def _view(rows: pd.DataFrame, names: Mapping[str, str], results: ResultsFolder | None) -> View:
     cells = _with_seeds(aggregate(rows, results), rows)
     asked = list(questions(rows, results))
     shown = tabulate(asked)

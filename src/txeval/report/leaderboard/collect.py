@@ -19,7 +19,7 @@ from txeval.report.contributions import Place
 from txeval.report.leaderboard.ranks import rank_scores
 from txeval.report.paper import published_scores, screen_of, screens
 from txeval.report.paper.published import SUMMARY, screen_title
-from txeval.report.results import Results
+from txeval.report.results import ResultsFolder
 from txeval.report.spread import with_intervals
 from txeval.report.summary import questions, tabulate
 from txeval.report.tables import catalogue, mark_untrained, references
@@ -53,7 +53,7 @@ class Source:
     name: str
     scores: pd.DataFrame
     manifest: Mapping[str, Any]
-    results: Results | None = None
+    results: ResultsFolder | None = None
 
 
 @dataclass(frozen=True)
@@ -171,7 +171,7 @@ def load_sources(folders: Iterable[Path]) -> list[Source]:
             raise InputError(f"{path} holds no scores", remedy="run `txeval run` with this folder as --out")
         title = name if names.count(name) == 1 else f"{own.parent.name}/{name}"
         manifest = read_json(path / "manifest.json") or {}
-        made.append(Source(path, title, scores, manifest, Results.open(path, rows)))
+        made.append(Source(path, title, scores, manifest, ResultsFolder.open(path, rows)))
     return made
 
 
