@@ -1,8 +1,10 @@
-"""Nine embeddings under `paper` and `corrected` on three small real screens: scores, intervals and ranks.
+"""Nine embeddings under `paper` and `corrected` on real screens and a simulated one: scores, intervals and ranks.
 
-    python benchmarks/ranking.py DATA [--out benchmarks/results/ranking.md] [--samples 8000] [--work FOLDER]
+    python benchmarks/ranking.py DATA [--out benchmarks/results/ranking.md] [--seeds 3] [--work FOLDER]
+        [--screens "TAP-seq 2020" ...] [--protocols corrected] [--tasks consistency ...] [--tables]
 
-A results folder that is there already (--work) is gone on with, so that a run can be stopped.
+A results folder that is there already (--work) is gone on with, so that a run can be stopped, cut into parts by screen,
+protocol and task, and extended by seeds. --tables makes the tables of what is there.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from typing import Any
 import pandas as pd
 from screens import SCREENS, cut
 
+from txeval.data.simulate import relations_folder, simulate_screen
 from txeval.protocol import load_protocol
 from txeval.report.results import ResultsFolder
 from txeval.report.summary import Question, questions
@@ -37,39 +40,106 @@ EMBEDDINGS = {
 PROTOCOLS = ("paper", "corrected")
 #: Shown besides the headline metrics of each protocol.
 SHOWN = {
-    "paper": ("ilisi_normalized", "top1", "consistent", "spearman", "structural_integrity"),
+    "paper": ("ilisi_normalized", "top1", "consistent", "recall", "spearman", "structural_integrity"),
     "corrected": (
         "mixing_and_biology",
         "top1_balanced",
         "consistent_adjusted",
         "top1_perturbed_balanced",
         "map",
+        "recall",
+        "recall_perturbed_mean",
         "pearson_delta",
         "structural_integrity_rescaled",
     ),
 }
 
+#: Mean effects of targets, one row each: level 5 and nothing else.
+TARGETS = "iPSC-EC targets"
+#: Programs of the effects instead of genes; no counts, so that nothing can be trained on them.
+OF_TARGETS = {
+    "X as it is": "X",
+    "PCA 16": "pca@components=16,input=as_is",
+    "PCA 256": "pca@components=256,input=as_is",
+    "random projection": "random_projection@components=16,input=as_is",
+    "uniform noise": "random_uniform",
+}
+SIMULATED = "simulated"
+SIMULATION = {
+    "n_samples": 10_000,
+    "n_genes": 400,
+    "n_perturbations": 100,
+    "unexpressed_targets": 25,
+    "n_batches": 10,
+    "n_programs": 12,
+    "effect": 0.6,
+    "program_noise": 0.35,
+    "depth": 2_000.0,
+    "seed": 11,
+}
 
-def run(screen: str, data: Path, work: Path, samples: int, workers: int) -> tuple[Path, str]:
-    """Compute all scores of a screen; its results folder and a line on the screen."""
-    part = cut(screen, data, work / "screens", samples)
-    out = work / screen.split()[0].lower()
-    for protocol in PROTOCOLS:
-        config = build_config(
-            {
-                **part.config,
-                "embeddings": [f"{label}={source}" for label, source in EMBEDDINGS.items()],
-                "baselines": ["random"],
-                "protocol": protocol,
-                "seeds": 1,
-                "workers": workers,
-                "out": out,
-            }
+
+def setup(screen: str, data: Path, work: Path) -> tuple[dict[str, Any], str]:
+    """Arguments of `build_config` for a screen, and a line on it."""
+    embeddings = [f"{label}={source}" for label, source in EMBEDDINGS.items()]
+    if screen == TARGETS:
+        config = {
+            "screen": data / "ipsc_ec_perturbseq_298targets_x_120programs.h5ad",
+            "roles": {"perturbation": "perturbation", "control": ["safe-targeting"]},
+            "scale": "continuous",
+            "min_counts": 0,
+            "relations": data / "relationships",
+            "embeddings": [f"{label}={source}" for label, source in OF_TARGETS.items()],
+            "post_processing": ["raw"],
+            "tasks": ["relationships"],
+        }
+        return config, (
+            "297 targets x 120 program effects, one row per target and one control: level 5 alone, raw alone, no scVI; "
+            "`PCA 256` has the 120 components that there are"
         )
-        outcome = execute(make_plan(config), progress=PlainProgress())
-        if outcome.interrupted:
-            raise SystemExit(outcome.exit_status)
-    return out, part.note
+    if screen == SIMULATED:
+        path = work / "screens" / "simulated.h5ad"
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            simulate_screen(path, **SIMULATION)
+        config = {
+            "screen": path,
+            "roles": {
+                "perturbation": "perturbation",
+                "control_column": "control",
+                "batch": "batch",
+                "target_gene": "gene",
+            },
+            "min_counts": 0,
+            "relations": relations_folder(path),
+            "embeddings": embeddings,
+        }
+        return config, (
+            f"{SIMULATION['n_samples']:,} cells x {SIMULATION['n_genes']} genes, {SIMULATION['n_perturbations']} "
+            f"perturbations and {SIMULATION['unexpressed_targets']} of unexpressed genes in {SIMULATION['n_batches']} "
+            f"batches, {SIMULATION['n_programs']} planted programs whose members are the known relationships, effect "
+            f"{SIMULATION['effect']}"
+        )
+    part = cut(screen, data, work / "screens", 0)
+    return {**part.config, "embeddings": embeddings}, part.note
+
+
+def run(config: dict[str, Any], out: Path, protocol: str, tasks: list[str] | None, seeds: int, workers: int) -> None:
+    """Compute the scores that the folder lacks."""
+    ready = build_config(
+        {
+            **config,
+            "baselines": ["random"],
+            "protocol": protocol,
+            "seeds": seeds,
+            "workers": workers,
+            "out": out,
+            **({"tasks": tasks} if tasks else {}),
+        }
+    )
+    outcome = execute(make_plan(ready), progress=PlainProgress())
+    if outcome.interrupted:
+        raise SystemExit(outcome.exit_status)
 
 
 def asked(out: Path) -> dict[str, list[Question]]:
@@ -92,12 +162,11 @@ SKIPPED = {("knn", "top1_balanced")}
 HEAD = (
     "# Ranking of nine embeddings under `paper` and `corrected`",
     "",
-    "`python benchmarks/ranking.py DATA`: one seed, four post-processings; scVI with",
+    "`python benchmarks/ranking.py DATA`: four post-processings, seeds as each table says; scVI with",
     f"`{SCVI}`, otherwise as the paper trains it: short",
     "training on small screens, no verdict on scVI. A cell: score [95 % interval], rank (its simultaneous 95 %",
-    "interval) over the units that all embeddings share. Level 5 needs 50 perturbed genes, which no screen has; level",
-    "1 two test batches, which Norman 2019 alone has. Shares after Benjamini-Hochberg are no sums over perturbations:",
-    "a cross-fitted one is approximate, and where it is small it can fall below 0.",
+    "interval) over the units that all embeddings share; several seeds are averaged. Where a screen lacks what a level",
+    "takes, the reason stands below its table.",
     "",
 )
 
@@ -120,6 +189,7 @@ def table(question: Question) -> list[dict[str, Any]]:
             {
                 "task": question.info.task,
                 "metric": question.info.metric,
+                "subset": question.subset,
                 "model": model,
                 "post_processing": chosen.post_processing,
                 "value": chosen.value,
@@ -130,6 +200,7 @@ def table(question: Question) -> list[dict[str, Any]]:
                 "rank": rank[0],
                 "rank_low": rank[1],
                 "rank_high": rank[2],
+                "n_seeds": chosen.n_seeds,
                 "reason": chosen.reason,
                 "why_no_ranks": question.why_not,
             }
@@ -137,68 +208,91 @@ def table(question: Question) -> list[dict[str, Any]]:
     return rows
 
 
-def markdown(screen: str, note: str, rows: list[dict[str, Any]]) -> list[str]:
+def markdown(screen: str, record: dict[str, Any]) -> list[str]:
     """A table per protocol: models by metrics, "value [interval], rank (interval)"."""
-    lines = [f"## {screen}", "", note, ""]
+    lines = [f"## {screen}", "", record["note"], ""]
     for protocol in PROTOCOLS:
-        mine = pd.DataFrame([row for row in rows if row["protocol"] == protocol])
-        mine = mine[mine["reason"] == ""]
-        keys = list(dict.fromkeys(zip(mine["task"], mine["metric"], strict=True)))
+        rows = pd.DataFrame([row for row in record["scores"] if row["protocol"] == protocol])
+        if rows.empty:
+            continue
+        mine = rows[rows["reason"] == ""]
+        keys = list(dict.fromkeys(zip(mine["task"], mine["metric"], mine["subset"], strict=True)))
+        heads = [f"{task} {metric}" + (f" ({subset})" if subset else "") for task, metric, subset in keys]
+        seeds = sorted({int(n) for n in mine["n_seeds"] if n})
         lines += [
-            f"`{protocol}`, choice of post-processing: {load_protocol(protocol).choice}",
+            f"`{protocol}`, choice of post-processing: {load_protocol(protocol).choice}; "
+            + (f"{' or '.join(map(str, seeds))} seeds where a score depends on one" if seeds else "no seed matters"),
             "",
-            "| model | " + " | ".join(f"{task} {metric}" for task, metric in keys) + " |",
+            "| model | " + " | ".join(heads) + " |",
             "| --- |" + " --- |" * len(keys),
         ]
-        chance = []
-        for task, metric in keys:
-            value = mine[(mine["task"] == task) & (mine["metric"] == metric)]["chance"].iloc[0]
-            chance.append(number(None if pd.isna(value) else float(value)))
-        lines.append("| chance | " + " | ".join(chance) + " |")
+        column = {key: part.set_index("model") for key, part in mine.groupby(["task", "metric", "subset"])}
+        lines.append("| chance | " + " | ".join(_range(column[key]["chance"].dropna()) for key in keys) + " |")
         for model in dict.fromkeys(mine["model"]):
-            cells = []
-            for task, metric in keys:
-                row = mine[(mine["task"] == task) & (mine["metric"] == metric) & (mine["model"] == model)]
-                if not len(row):
-                    cells.append("-")
-                    continue
-                one = row.iloc[0]
-                text = number(one["value"])
-                if pd.notna(one["low"]):
-                    text += f" [{one['low']:.3f}, {one['high']:.3f}]"
-                if pd.notna(one["rank"]):
-                    text += f", {one['rank']:.0f} ({one['rank_low']:.0f}-{one['rank_high']:.0f})"
-                cells.append(text)
+            cells = [_cell(column[key].loc[model]) if model in column[key].index else "-" for key in keys]
             lines.append(f"| {model} | " + " | ".join(cells) + " |")
         lines.append("")
+        holes = rows[(rows["reason"] != "") & ~rows["task"].isin(mine["task"])]
+        for task, part in holes.groupby("task", sort=False):
+            lines.append(f"No {task}: {part['reason'].iloc[0]}.")
+        unranked = mine[(mine["why_no_ranks"] != "")]
+        for why, part in unranked.groupby("why_no_ranks", sort=False):
+            names = dict.fromkeys(f"{task} {metric}" for task, metric in zip(part["task"], part["metric"], strict=True))
+            lines.append(f"No ranks of {', '.join(names)}: {why}.")
+        if len(holes) or len(unranked):
+            lines.append("")
     return lines
+
+
+def _range(values: pd.Series) -> str:
+    """A number, or from the least to the largest of the models."""
+    ends = [number(float(end)) for end in (values.min(), values.max())] if len(values) else ["-"]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def _cell(row: pd.Series) -> str:
+    text = number(row["value"])
+    if pd.notna(row["low"]):
+        text += f" [{row['low']:.3f}, {row['high']:.3f}]"
+    if pd.notna(row["rank"]):
+        text += f", {row['rank']:.0f} ({row['rank_low']:.0f}-{row['rank_high']:.0f})"
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    every = [*SCREENS, SIMULATED, TARGETS]
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "ranking.md")
-    parser.add_argument("--samples", type=int, default=8000)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--work", type=Path)
-    parser.add_argument("--screens", nargs="*", default=list(SCREENS))
+    parser.add_argument("--screens", nargs="*", default=every)
+    parser.add_argument("--protocols", nargs="*", default=list(PROTOCOLS))
+    parser.add_argument("--tasks", nargs="*")
+    parser.add_argument("--tables", action="store_true")
     given = parser.parse_args()
     work = given.work or Path(tempfile.mkdtemp())
     for screen in given.screens:
-        out, note = run(screen, given.data, work, given.samples, given.workers)
-        rows = [{"protocol": name, **row} for name, found in asked(out).items() for q in found for row in table(q)]
-        write(given.out, {screen: {"note": note, "scores": rows}})
+        config, note = setup(screen, given.data, work)
+        out = work / screen.split()[0].lower()
+        if not given.tables:
+            for protocol in given.protocols:
+                run(config, out, protocol, given.tasks, given.seeds, given.workers)
+        if given.tables or given.tasks is None:
+            rows = [{"protocol": name, **row} for name, found in asked(out).items() for q in found for row in table(q)]
+            write(given.out, {screen: {"note": note, "scores": rows}}, every)
 
 
-def write(out: Path, made: dict[str, Any]) -> None:
+def write(out: Path, made: dict[str, Any], every: list[str]) -> None:
     """Put the records of some screens into the file beside those of others, and make the tables again."""
     path = out.with_suffix(".json")
     records = {**(json.loads(path.read_text()) if path.exists() else {}), **made}
-    records = {screen: records[screen] for screen in SCREENS if screen in records}
+    records = {screen: records[screen] for screen in every if screen in records}
     path.write_text(json.dumps(_without_nan(records), indent=1) + "\n")
     lines = [*HEAD]
     for screen, record in json.loads(path.read_text()).items():
-        lines += markdown(screen, record["note"], record["scores"])
+        lines += markdown(screen, record)
     out.write_text("\n".join(lines))
 
 

@@ -167,8 +167,13 @@ def test_short_softmax():
     short = linear_probe(1000 * X, y, 1000 * queries, truth, solver="softmax-short", batch_size=32)
     long = linear_probe(X, y, queries, truth, batch_size=64, epochs=60)
     assert short["top1"] == pytest.approx(long["top1"], abs=0.03)
-    assert short["epochs"] == 5
+    # Seven epochs make 1,000 steps here; where five make more, five it is.
+    assert short["epochs"] == 7
+    assert 1000 <= short["steps"] < 1000 + short["steps"] / short["epochs"]
     assert "z-scored" in short["notes"][0]
+    many = linear_probe(1000 * X, y, 1000 * queries, truth, solver="softmax-short", batch_size=16)
+    assert many["epochs"] == 5
+    assert many["steps"] > 1000
 
 
 def test_standardisation():
@@ -217,7 +222,7 @@ def test_rows_on_demand_give_the_same(solver, monkeypatch):
     lazy = OnDemand(X)
     found = linear_probe(lazy, y, OnDemand(queries), truth, epochs=5, batch_size=100, solver=solver)
     np.testing.assert_array_equal(found["rank"], expected["rank"])
-    assert lazy.reads.count(100) == 30
+    assert lazy.reads.count(100) == found["steps"] > 0
 
 
 def test_ranks_count_larger_scores_then_lower_classes():

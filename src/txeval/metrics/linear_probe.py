@@ -21,6 +21,8 @@ __all__ = ["ProbeSolver", "linear_probe"]
 ProbeSolver = Literal["adamw", "softmax-short", "lda"]
 
 _SHORT_EPOCHS = 5
+#: On a small screen five epochs are a handful of steps, and a probe that has hardly left its start ranks nothing.
+_SHORT_STEPS = 1000
 _SHORT_LR = 3e-3
 _LDA_RIDGE = 1e-4
 #: At learning rates of about 1e-3 a weight moves by less than 1 in so many steps.
@@ -61,10 +63,10 @@ def linear_probe(
     drop_last
         Leave out the last partial minibatch of every epoch (reference).
     solver
-        "adamw": the recipe, inputs as they are. "softmax-short": AdamW on z-scored inputs, 5 epochs, learning rate
-        3e-3 with a cosine to 0 (`epochs`, `lr` and the warm-up are not used). "lda": linear discriminant analysis on
-        z-scored inputs in closed form, ridge 1e-4 (nothing of the recipe is used, the seed neither). The last two are
-        other probes: their numbers are not those of the recipe.
+        "adamw": the recipe, inputs as they are. "softmax-short": AdamW on z-scored inputs, 5 epochs or as many as make
+        1,000 steps, learning rate 3e-3 with a cosine to 0 (`epochs`, `lr` and the warm-up are not used). "lda": linear
+        discriminant analysis on z-scored inputs in closed form, ridge 1e-4 (nothing of the recipe is used, the seed
+        neither). The last two are other probes: their numbers are not those of the recipe.
     device
         Where torch computes; scores on another device agree up to rounding.
     threads
@@ -126,7 +128,9 @@ def linear_probe(
         classifier = fit_lda(train, codes, len(classes), ridge=_LDA_RIDGE)
     else:
         if solver == "softmax-short":
-            epochs = _SHORT_EPOCHS
+            size = min(batch_size, n)
+            per_epoch = n // size if drop_last else -(-n // size)
+            epochs = max(_SHORT_EPOCHS, -(-_SHORT_STEPS // per_epoch))
             rates = learning_rates(epochs, lr=_SHORT_LR)
             notes.append(
                 f"z-scored inputs, {epochs} epochs, learning rate {_SHORT_LR:g} with a cosine to 0, no warm-up"

@@ -208,4 +208,5 @@ TASK = Task(
         shared_split("test"),
         HALVES_OF_TEST,
     ),
+    version=2,
 )
