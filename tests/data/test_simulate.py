@@ -398,3 +398,30 @@ def test_small_screens_for_tests(tmp_path: Path, storage, scale):
 def test_small_screen_as_zarr(tmp_path):
     screen = open_screen(make_screen(tmp_path / "tiny.zarr"), ROLES)
     assert (screen.n, screen.scale) == (120, "counts")
+
+
+def test_targets_that_are_not_measured_act_on_programs_and_leave_the_rest_as_it_is(tmp_path):
+    truth = simulate_screen(
+        tmp_path / "more.h5ad", n_samples=6000, n_genes=40, n_perturbations=9, unexpressed_targets=4,
+        unmeasured_targets=60, n_programs=3, null_fraction=0.25, seed=5,
+    )  # fmt: skip
+    adata = anndata.read_h5ad(truth.path)
+    assert adata.obs["perturbation"].nunique() == 1 + 9 + 4 + 60 > adata.n_vars
+    table = truth.perturbations.set_index("perturbation")
+    unseen = table.index[~table["gene"].isin(adata.var_names)]
+    assert len(unseen) == 60
+    assert table.loc[unseen, "kind"].value_counts().to_dict() == {"active": 45, "none": 15}
+    means = pd.DataFrame(truth.signal).groupby(adata.obs["perturbation"].to_numpy(), observed=True).mean()
+    own = means.to_numpy()[means.index.get_indexer(unseen), table.loc[unseen, "program"]]
+    assert np.corrcoef(own, table.loc[unseen, "strength"])[0, 1] > 0.99
+    pairs = set(map(frozenset, truth.relations.itertuples(index=False)))
+    for a, b in itertools.combinations(unseen[:8], 2):
+        assert (frozenset((a, b)) in pairs) == (table.loc[a, "program"] == table.loc[b, "program"])
+    without = simulate_screen(
+        tmp_path / "same.h5ad", n_samples=6000, n_genes=40, n_perturbations=9, unexpressed_targets=4, n_programs=3,
+        null_fraction=0.25, seed=5,
+    )  # fmt: skip
+    pd.testing.assert_frame_equal(without.genes.drop(columns="planted"), truth.genes.drop(columns="planted"))
+    both = without.effects.merge(truth.effects, on=["perturbation", "program"])
+    assert len(both) == len(without.effects)
+    np.testing.assert_array_equal(both["strength_x"], both["strength_y"])

@@ -21,6 +21,7 @@ import torch
 from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Bools, Ints, Rows, row_blocks, take_rows
 from txeval.compute.groups import checked_matrix
 from txeval.compute.jit import jit
+from txeval.compute.products import product
 from txeval.compute.random import stream
 from txeval.compute.threads import torch_threads
 from txeval.errors import InputError
@@ -82,6 +83,30 @@ def _raised(d: int, norms: Any, level: Any) -> Any:
         value = np.float64(level[q])
         out[q] = value + 2 * _error(d, norms[q], max(value + norms[q], 0.0))
     return out
+
+
+@partial(jit, no_nan=True)
+def _level(sampled: Any, rank: int, out: Any) -> None:
+    """A level per row that at least `rank` of its values reach, little above the lowest such level.
+
+    Found among the smallest values of runs of 16, of which there are at least `rank`.
+    """
+    m, n = sampled.shape
+    runs = (n + 15) // 16
+    smallest = np.empty(runs, np.float32)
+    for q in range(m):
+        row = sampled[q]
+        for r in range(n // 16):
+            value = row[16 * r]
+            for u in range(1, 16):
+                value = min(value, row[16 * r + u])
+            smallest[r] = value
+        if n % 16:
+            value = row[n - 1]
+            for a in range(16 * (runs - 1), n):
+                value = min(value, row[a])
+            smallest[runs - 1] = value
+        out[q] = np.partition(smallest, rank - 1)[rank - 1]
 
 
 @partial(jit, no_nan=True)
@@ -297,8 +322,12 @@ class NeighbourIndex:
         expected = k * size / n
         # Six standard deviations above the expected rank of the k-th neighbour within the sample.
         rank = min(size, int(np.ceil(expected + 6 * np.sqrt(expected) + 4)))
-        sampled = torch.mm(queries, torch.from_numpy(self._sample).t())
-        level = sampled.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1).numpy()
+        sampled = product(queries, torch.from_numpy(self._sample))
+        if rank <= size // 16:
+            level = np.empty(m, np.float32)
+            _level(sampled.numpy(), rank, level)
+        else:
+            level = sampled.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1).numpy()
         threshold = _raised(self.d, norms, level)
         room = int(min(n, max(4 * k, 2.5 * rank * n / size + 256)))
         rows = np.empty((m, room), np.int32)
@@ -307,8 +336,7 @@ class NeighbourIndex:
         tile = torch.empty(m * width)
         for start in range(0, n, width):
             part = points[start : start + width]
-            out = tile[: m * len(part)].view(m, len(part))
-            torch.mm(queries, part.t(), out=out)
+            out = product(queries, part, tile[: m * len(part)].view(m, len(part)))
             _filter(out.numpy(), start, threshold, rows, values, counts)
         return threshold, rows, values, counts
 

@@ -71,10 +71,13 @@ class Simulation:
         Perturbations of expressed genes, spread over the programs.
     unexpressed_targets
         Further perturbations, of genes that are not expressed (mean count about 0.02): they do nothing.
+    unmeasured_targets
+        Further perturbations, of genes that are not among the `n_genes` (TARGET1, ...): they act on the programs as
+        those of `n_perturbations` do, but no knock-down is seen. With them perturbations may outnumber genes.
     effect
         Strength of the strongest perturbation; the others go down to a quarter of it. 0: nothing has an effect.
     null_fraction
-        Share of `n_perturbations` that do nothing, not even to their target.
+        Share of `n_perturbations`, and of `unmeasured_targets`, that do nothing, not even to their target.
     knock_down
         What an effective perturbation leaves of its target's expression; above 1 for activation.
     program_noise
@@ -101,6 +104,7 @@ class Simulation:
     n_cell_lines: int = 1
     n_programs: int = 8
     unexpressed_targets: int = 25
+    unmeasured_targets: int = 0
     effect: float = 1.0
     null_fraction: float = 0.1
     knock_down: float = 0.25
@@ -116,6 +120,7 @@ class Simulation:
         for name in ("n_samples", "n_genes", "n_perturbations", "n_batches", "n_cell_lines", "n_programs"):
             _whole(name, getattr(self, name), 1)
         _whole("unexpressed_targets", self.unexpressed_targets, 0)
+        _whole("unmeasured_targets", self.unmeasured_targets, 0)
         _whole("seed", self.seed, 0)
         for name, low, high in (
             ("null_fraction", 0.0, 1.0),
@@ -141,7 +146,8 @@ class Simulation:
         if targets >= self.n_genes:
             raise InputError(
                 f"{self.n_genes:,} genes are too few for {targets:,} target genes",
-                remedy="ask for more genes, or fewer perturbations (n_perturbations, unexpressed_targets)",
+                remedy="ask for more genes, or fewer perturbations (n_perturbations, unexpressed_targets), or let "
+                "some targets be genes that are not measured (unmeasured_targets)",
             )
 
 
@@ -340,27 +346,46 @@ class _Design:
     def _make_effects(self) -> None:
         asked = self.asked
         rng = stream(self.seed, "simulate", "effects")
-        n = len(self.targets)
-        size = np.linspace(0.25, 1.0, n) if n > 1 else np.ones(n)
-        size = rng.permutation(size) * asked.effect
-        size[rng.permutation(n)[: round(asked.null_fraction * n)]] = 0.0
-        sign = np.where(rng.random(self.q) < 0.5, -1.0, 1.0)[self.target_program]
-        shifts = rng.normal(0.0, _OFF_PROGRAM / math.sqrt(self.q), (n, self.q)) * size[:, None]
-        shifts[np.arange(n), self.target_program] = sign * size
-        # Row 0 is for controls, the last ones for targets that are not expressed.
-        self.shifts: F64 = np.zeros((1 + n + len(self.silent), self.q))
-        self.shifts[1 : n + 1] = shifts.round(6)
-        self.strength = (sign * size).round(6) + 0.0
-        target = np.concatenate([self.targets, self.silent]).astype(np.int64)
-        self.labels = np.concatenate([np.array([CONTROL_LABEL], dtype=object), self.genes[target]])
-        active = np.concatenate([[False], size != 0, np.zeros(len(self.silent), dtype=bool)])
-        self.knocked_down = np.where(active, np.concatenate([[-1], target]), -1)
-        self.kind = np.where(size != 0, "active", "none").tolist() + ["unexpressed"] * len(self.silent)
+        size = self._sizes(rng, len(self.targets))
+        sign = np.where(rng.random(self.q) < 0.5, -1.0, 1.0)
+        shifts = [self._directed(rng, size, sign, self.target_program)]
+        # A stream of their own: without them a screen is what it was.
+        rest = stream(self.seed, "simulate", "unmeasured")
+        unseen = asked.unmeasured_targets
+        unseen_program = rest.permutation(np.arange(unseen) % self.q)
+        unseen_size = self._sizes(rest, unseen)
+        shifts += [np.zeros((len(self.silent), self.q)), self._directed(rest, unseen_size, sign, unseen_program)]
+        # Row 0 is for controls; then measured targets, those that are not expressed, those that are not measured.
+        self.shifts: F64 = np.concatenate([np.zeros((1, self.q)), *shifts]).round(6)
+        none = np.full(len(self.silent), -1)
+        self.program_of = np.concatenate([self.target_program, none, unseen_program])
+        size = np.concatenate([size, 0.0 * none, unseen_size])
+        self.strength = (sign[self.program_of] * size).round(6) + 0.0
+        names = np.array([f"TARGET{i + 1}" for i in range(unseen)], dtype=object)
+        measured = np.concatenate([self.targets, self.silent]).astype(np.int64)
+        self.labels = np.concatenate([np.array([CONTROL_LABEL], dtype=object), self.genes[measured], names])
+        target = np.concatenate([[-1], measured, np.full(unseen, -1)])
+        self.knocked_down = np.where(np.concatenate([[0.0], size]) != 0, target, -1)
+        self.kind = np.where(size != 0, "active", np.where(self.program_of < 0, "unexpressed", "none")).tolist()
         lines = asked.n_cell_lines
         self.responses: F64 = np.ones((lines, len(self.labels)))
         if lines > 1:
             self.responses[:, 1:] = np.maximum(rng.normal(1.0, _RESPONSE_SPREAD, (lines, len(self.labels) - 1)), 0.0)
             self.responses = self.responses.round(6)
+
+    def _sizes(self, rng: np.random.Generator, n: int) -> F64:
+        """Strengths of n perturbations, graded, with zeros."""
+        size = np.linspace(0.25, 1.0, n) if n > 1 else np.ones(n)
+        size = rng.permutation(size) * self.asked.effect
+        size[rng.permutation(n)[: round(self.asked.null_fraction * n)]] = 0.0
+        return size
+
+    def _directed(self, rng: np.random.Generator, size: F64, sign: F64, program: Ints) -> F64:
+        """Shifts of every program by perturbations of genes of these programs."""
+        n = len(size)
+        shifts = rng.normal(0.0, _OFF_PROGRAM / math.sqrt(self.q), (n, self.q)) * size[:, None]
+        shifts[np.arange(n), program] = sign[program] * size
+        return shifts
 
     def _make_samples(self) -> None:
         asked = self.asked
@@ -422,16 +447,15 @@ class _Design:
     def truth(self, path: Path) -> Truth:
         """Tables of what was planted."""
         asked = self.asked
-        none = np.full(len(self.silent), -1)
         which, program = np.nonzero(self.shifts)
         sizes = np.bincount(self.label, minlength=len(self.labels)).astype(np.float64)
         mean = sizes @ self.shifts / self.n
         spread = np.sqrt(np.maximum(sizes @ self.shifts**2 / self.n - mean**2, 0) + asked.program_noise**2)
         planted = np.zeros(self.g)
         planted[self.inside] = np.abs(self.loading) * spread[self.program]
-        pairs: list[Any] = [np.empty((0, 2), dtype=np.int64)]
+        pairs: list[Any] = [np.empty((0, 2), dtype=object)]
         for p in range(self.q):
-            mine = self.targets[self.target_program == p]
+            mine = self.labels[1:][self.program_of == p]
             pairs.append(mine[np.stack(np.triu_indices(len(mine), 1), axis=1)])
         pair = np.concatenate(pairs)
         many = asked.n_cell_lines > 1
@@ -448,8 +472,8 @@ class _Design:
                     "perturbation": self.labels[1:],
                     "gene": self.labels[1:],
                     "kind": self.kind,
-                    "program": np.concatenate([self.target_program, none]),
-                    "strength": np.concatenate([self.strength, np.zeros(len(self.silent))]),
+                    "program": self.program_of,
+                    "strength": self.strength,
                 },
             ),
             effects=table(
@@ -459,7 +483,7 @@ class _Design:
             programs=table(
                 "programs", {"gene": self.genes[self.inside], "program": self.program, "loading": self.loading}
             ),
-            relations=table("relations", {"entity1": self.genes[pair[:, 0]], "entity2": self.genes[pair[:, 1]]}),
+            relations=table("relations", {"entity1": pair[:, 0], "entity2": pair[:, 1]}),
             genes=table(
                 "genes",
                 {

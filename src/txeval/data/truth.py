@@ -68,6 +68,7 @@ class Truth:
     perturbations
         One row per perturbation: `perturbation`, `gene` (its target), `kind` ("active"; "none": without effect;
         "unexpressed": of a gene that is not expressed), `program` (number, -1 without one), `strength` (signed).
+        Targets that are not measured are absent from `genes`.
     effects
         `perturbation`, `program`, `strength`: every shift of the activity of a program, in units of log expression
         at loading 1. Perturbations without effect have no row.

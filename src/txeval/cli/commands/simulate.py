@@ -49,6 +49,13 @@ def _configure(parser: Parser) -> None:
         help="further perturbations, of genes that are not expressed: the null of level 3 "
         f"(default: {_UNEXPRESSED}, or an eighth of few genes)",
     )
+    size.add_argument(
+        "--unmeasured",
+        metavar="N",
+        type=at_least(0),
+        default=0,
+        help="further perturbations, of genes that are not among those measured (default: 0)",
+    )
     size.add_argument("--batches", metavar="N", type=at_least(1), default=_BATCHES, help=f"default: {_BATCHES}")
     size.add_argument(
         "--cell-lines", metavar="N", type=at_least(1), default=1, help="a batch is of one line (default: 1)"
@@ -165,6 +172,7 @@ def _settings(args: argparse.Namespace, like: Profile | None) -> dict[str, Any]:
         "n_genes": genes,
         "n_perturbations": perturbations,
         "unexpressed_targets": min(_UNEXPRESSED, genes // 8) if args.unexpressed is None else args.unexpressed,
+        "unmeasured_targets": args.unmeasured,
         "n_batches": args.batches,
         "n_cell_lines": args.cell_lines,
         "n_programs": args.programs,
