@@ -24,7 +24,7 @@ from txeval.compute.jit import jit
 from txeval.compute.moments import GroupMoments, group_moments
 from txeval.errors import InputError, NotComputable, unknown
 
-__all__ = ["POST_PROCESSINGS", "Fitted", "PostProcessed", "center_scaling", "centering", "fit", "tvn"]
+__all__ = ["POST_PROCESSINGS", "Fitted", "PostProcessed", "center_scaling", "centering", "fit", "map_bytes", "tvn"]
 
 #: Names of the post-processings, in the order of the paper.
 POST_PROCESSINGS: tuple[str, ...] = ("raw", "centering", "center_scaling", "tvn")
@@ -39,6 +39,12 @@ _FLOAT64_MAP_BYTES = 256_000_000
 _GROUP_ROWS = 4096
 
 _ARRAYS = ("fallback_batches", "center", "scale", "base", "matrices", "factors", "first_factor", "matrix_of")
+
+
+def map_bytes(n_batches: int, d: int) -> int:
+    """Bytes of the maps of `tvn` at most."""
+    size = n_batches * d * d * 8
+    return size if size <= _FLOAT64_MAP_BYTES else size // 2
 
 
 def _none() -> npt.NDArray[Any]:

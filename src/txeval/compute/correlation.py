@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,27 @@ import numpy.typing as npt
 
 from txeval.compute.arrays import F64, Bools
 from txeval.compute.jit import jit
-from txeval.compute.memory import column_elements, held_bytes, scratch_folder
+from txeval.compute.memory import allocate, column_elements, held_bytes, scratch_folder
 from txeval.errors import InputError, NotComputable
 
 __all__ = [
+    "GENE_TILE",
     "ColumnStore",
+    "Ranks",
     "Spearman",
     "columns_of",
     "correlation_influence",
+    "rank_columns",
     "spearman_by_gene",
+    "spearman_of_ranks",
     "twice_ranks",
 ]
+
+#: Genes whose predictions are made by one product: fixed, so that none depends on how many are ranked together.
+GENE_TILE = 64
+
+#: Rows of a tile of a file of columns.
+_TILE_ROWS = 1024
 
 Array = npt.NDArray[Any]
 U32 = npt.NDArray[np.uint32]
@@ -228,29 +238,114 @@ def spearman_by_gene(
     NotComputable
         For fewer than two samples.
     """
-    if n < 2:
-        raise NotComputable(f"a rank correlation needs two samples; there are {n}")
-    values = np.full(g, np.nan)
-    constant_true, constant_pred = np.zeros(g, dtype=bool), np.zeros(g, dtype=bool)
+    _two(n)
+    found = _Correlations(n, g)
     step = max(1, (max_elements or column_elements()) // (2 * n))
-    keys, spare = np.empty(n, dtype=np.uint64), np.empty(n, dtype=np.uint64)
     for start in range(0, g, step):
         genes = slice(start, min(g, start + step))
         true, pred = _by_column(true_columns(genes), n, "true"), _by_column(pred_columns(genes), n, "pred")
         for k in range(len(true)):
             ranks = twice_ranks(true[k])
-            square_true = _square_sum(ranks)
-            if pred.dtype == np.float32:
-                _pack(pred[k].view(np.uint32), ranks, keys)
-                covariance, square_pred = _correlate_keys(_sorted_keys(keys, spare))
-            else:
-                pred_ranks = twice_ranks(pred[k])
-                covariance, square_pred = _product_sum(pred_ranks, ranks), _square_sum(pred_ranks)
-            constant_true[start + k] = square_true == 0
-            constant_pred[start + k] = square_pred == 0
-            if square_true > 0 and square_pred > 0:
-                values[start + k] = min(1.0, max(-1.0, covariance / np.sqrt(square_true) / np.sqrt(square_pred)))
-    return Spearman(values, constant_true, constant_pred)
+            found.add(start + k, pred[k], ranks, _square_sum(ranks))
+    return found.result()
+
+
+def _two(n: int) -> None:
+    if n < 2:
+        raise NotComputable(f"a rank correlation needs two samples; there are {n}")
+
+
+class _Correlations:
+    """Rank correlations gene by gene."""
+
+    def __init__(self, n: int, g: int) -> None:
+        self.values = np.full(g, np.nan)
+        self.constant_true, self.constant_pred = np.zeros(g, dtype=bool), np.zeros(g, dtype=bool)
+        self._keys, self._spare = np.empty(n, dtype=np.uint64), np.empty(n, dtype=np.uint64)
+
+    def add(self, gene: int, pred: Array, ranks: U32, square_true: float) -> None:
+        """Correlate a prediction (n,) with twice the ranks of the truth, whose centred squares sum to `square_true`."""
+        if pred.dtype == np.float32:
+            _pack(pred.view(np.uint32), ranks, self._keys)
+            covariance, square_pred = _correlate_keys(_sorted_keys(self._keys, self._spare))
+        else:
+            pred_ranks = twice_ranks(pred)
+            covariance, square_pred = _product_sum(pred_ranks, ranks), _square_sum(pred_ranks)
+        self.constant_true[gene] = square_true == 0
+        self.constant_pred[gene] = square_pred == 0
+        if square_true > 0 and square_pred > 0:
+            self.values[gene] = min(1.0, max(-1.0, covariance / np.sqrt(square_true) / np.sqrt(square_pred)))
+
+    def result(self) -> Spearman:
+        return Spearman(self.values, self.constant_true, self.constant_pred)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Ranks of the truth for every gene, made once for all predictions of the same samples.
+
+    Attributes
+    ----------
+    twice
+        (g, n) uint32 twice the average ranks, mapped from a file.
+    squares
+        (g,) float64 sums of the squares of the centred ones; 0 for a constant gene.
+    """
+
+    twice: U32
+    squares: F64
+
+    @classmethod
+    def open(cls, path: Path, squares: Path) -> Ranks:
+        """Map what `rank_columns` wrote."""
+        return cls(np.load(path, mmap_mode="r"), np.load(squares))
+
+
+def rank_columns(columns: Columns, n: int, g: int, path: Path, squares: Path) -> None:
+    """Write the ranks of every column (n, k) of a slice of genes, and the sums of their squares, as .npy files."""
+    out = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint32, shape=(g, n))
+    allocate(path, path.stat().st_size)
+    sums = np.zeros(g)
+    step = max(1, column_elements() // (2 * max(n, 1)))
+    for start in range(0, g, step):
+        block = _by_column(columns(slice(start, min(g, start + step))), n, "true")
+        for k, column in enumerate(block):
+            ranks = twice_ranks(column)
+            out[start + k] = ranks
+            sums[start + k] = _square_sum(ranks)
+    out.flush()
+    np.save(squares, sums)
+
+
+def spearman_of_ranks(predictions: Sequence[Columns], ranks: Ranks) -> list[Spearman]:
+    """Spearman correlation of several predictions with one truth, as `spearman_by_gene`, from the ranks of the truth.
+
+    Parameters
+    ----------
+    predictions
+        slice of genes -> (k, n) float32, gene by gene, for each prediction; slices begin at multiples of `GENE_TILE`.
+
+    Raises
+    ------
+    NotComputable
+        For fewer than two samples.
+    InputError
+        For NaN in a prediction.
+    """
+    g, n = ranks.twice.shape
+    _two(n)
+    found = [_Correlations(n, g) for _ in predictions]
+    step = GENE_TILE * max(1, column_elements() // (2 * n * GENE_TILE))
+    for start in range(0, g, step):
+        genes = slice(start, min(g, start + step))
+        true = np.ascontiguousarray(ranks.twice[genes])
+        for one, columns in zip(found, predictions, strict=True):
+            pred = columns(genes)
+            if not np.isfinite(pred).all():
+                raise InputError("pred holds NaN or infinite values", remedy="remove or fill them")
+            for k in range(len(true)):
+                one.add(start + k, pred[k], true[k], float(ranks.squares[start + k]))
+    return [one.result() for one in found]
 
 
 def _by_column(block: Array, n: int, name: str) -> Array:
@@ -327,6 +422,8 @@ def columns_of(matrix: Any, *, max_elements: int | None = None) -> Columns:
 class ColumnStore:
     """A matrix that is written by row blocks and read by columns, in memory or in a temporary file.
 
+    The file holds tiles of `_TILE_ROWS` rows, each by columns, so that both ways touch long stretches of it.
+
     Parameters
     ----------
     n, g
@@ -342,12 +439,15 @@ class ColumnStore:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._values: Array
         if 4 * n * g <= (held_bytes() if max_bytes is None else max_bytes):
-            self._values = np.empty((g, n), dtype=np.float32)
+            self._tile = max(n, 1)
+            self._values = np.empty((1, g, self._tile), dtype=np.float32)
         else:
+            self._tile = _TILE_ROWS
             self._folder = tempfile.TemporaryDirectory(dir=folder or scratch_folder(), prefix="txeval-columns-")
-            self._values = np.lib.format.open_memmap(
-                Path(self._folder.name) / "columns.npy", mode="w+", dtype=np.float32, shape=(g, n)
-            )
+            path = Path(self._folder.name) / "columns"
+            shape = (-(-n // self._tile), g, self._tile)
+            allocate(path, 4 * shape[0] * shape[1] * shape[2])
+            self._values = np.memmap(path, mode="r+", dtype=np.float32, shape=shape)
 
     @property
     def on_disk(self) -> bool:
@@ -356,15 +456,24 @@ class ColumnStore:
 
     def write(self, rows: slice, block: Array) -> None:
         """Store rows (m, g)."""
-        self._values[:, rows] = block.T
+        start, stop, _ = rows.indices(self.n)
+        at = start
+        while at < stop:
+            tile, place = divmod(at, self._tile)
+            end = min(stop, (tile + 1) * self._tile)
+            self._values[tile, :, place : place + end - at] = block[at - start : end - start].T
+            at = end
 
     def __call__(self, genes: slice) -> Array:
         """Columns (n, k)."""
-        return self._values[genes].T
+        if len(self._values) == 1:
+            return self._values[0, genes, : self.n].T
+        parts = self._values[:, genes]
+        return parts.transpose(1, 0, 2).reshape(parts.shape[1], -1)[:, : self.n].T
 
     def close(self) -> None:
         """Free the memory or remove the file."""
-        self._values = np.empty((0, 0), dtype=np.float32)
+        self._values = np.empty((1, 0, 0), dtype=np.float32)
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None

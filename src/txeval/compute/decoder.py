@@ -13,6 +13,8 @@ import numpy.typing as npt
 import torch
 
 from txeval.compute.arrays import F32, F64, Bools, Ints, Rows, row_blocks, take_rows
+from txeval.compute.correlation import GENE_TILE
+from txeval.compute.devices import exact_products, product_on
 from txeval.compute.groups import checked_matrix, read_rows
 from txeval.compute.memory import column_elements
 from txeval.compute.random import stream, stream_seed
@@ -100,20 +102,43 @@ class Decoder:
         x = np.ascontiguousarray(block, dtype=np.float32)
         if x.ndim != 2 or x.shape[1] != self.widths[0]:
             raise InputError(f"the decoder reads {self.widths[0]} dimensions; the block has shape {x.shape}")
+        if self.device != "cpu":
+            return self._predict_elsewhere(x if self.centre is None else x - self.centre, genes)
+        x = self._hidden(x) @ self.weights[-1][:, genes]
+        x += self.biases[-1][genes]
+        return x
+
+    def predict_columns(self, X: Rows, genes: slice) -> F32:
+        """Expression of some genes for all samples, gene by gene: (k, n) float32.
+
+        Products are taken for blocks of samples and `GENE_TILE` genes, counted from the first one of the slice.
+        """
+        n, chosen = int(X.shape[0]), np.arange(self.widths[-1])[genes]
+        out = np.empty((len(chosen), n), dtype=np.float32)
+        last = np.ascontiguousarray(self.weights[-1][:, genes].T)
+        bias = np.ascontiguousarray(self.biases[-1][genes])[:, None]
+        tiles = [slice(a, a + GENE_TILE) for a in range(0, len(chosen), GENE_TILE)]
+        for part in row_blocks(n, max(self.widths[:-1])):
+            if self.device != "cpu":
+                out[:, part] = self.predict_genes(take_rows(X, part), genes).T
+                continue
+            hidden = self._hidden(take_rows(X, part)).T
+            for tile in tiles:
+                out[tile, part] = last[tile] @ hidden + bias[tile]
+        return out
+
+    def _hidden(self, x: F32) -> F32:
+        """What the last layer reads, (m, width)."""
         if self.centre is not None:
             x = x - self.centre
-        if self.device != "cpu":
-            return self._predict_elsewhere(x, genes)
         for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
             x = x @ weight
             x += bias
             np.maximum(x, np.float32(0), out=x)
-        x = x @ self.weights[-1][:, genes]
-        x += self.biases[-1][genes]
         return x
 
     def _predict_elsewhere(self, x: F32, genes: slice) -> F32:
-        with torch.inference_mode():
+        with torch.inference_mode(), exact_products():
             hidden = torch.from_numpy(x).to(self.device)
             for weight, bias in zip(self.weights[:-1], self.biases[:-1], strict=True):
                 hidden = torch.relu(hidden @ _tensor(weight, self.device) + _tensor(bias, self.device))
@@ -222,7 +247,9 @@ def fit_decoder(
             for part in row_blocks(len(chosen), g, PANEL_ELEMENTS):
                 yield part, _expression(targets, chosen[part])
 
-        return fit_closed_form([matrix], blocks, rows, kind=kind, held_out=[held_out], penalties=penalties)[0]
+        return fit_closed_form(
+            [matrix], blocks, rows, kind=kind, held_out=[held_out], penalties=penalties, device=device
+        )[0]
     return _train(
         matrix,
         targets,
@@ -326,8 +353,10 @@ class _ClosedForm:
     with the expression are taken along these axes, so that float32 loses nothing of directions of small variance.
     """
 
-    def __init__(self, X: Rows, rows: Ints, kind: DecoderKind, held: Bools, penalties: Sequence[float]) -> None:
-        self.X, self.rows, self.kind = X, rows, kind
+    def __init__(
+        self, X: Rows, rows: Ints, kind: DecoderKind, held: Bools, penalties: Sequence[float], device: str
+    ) -> None:
+        self.X, self.rows, self.kind, self.device = X, rows, kind, device
         self.held, self.penalties = held, penalties
         d = X.shape[1]
         # Moments about the first rows' mean: sums of squares about 0 would cancel where an embedding lies far from it.
@@ -367,9 +396,9 @@ class _ClosedForm:
         for part in range(len(self.product)):
             mine = held if part else ~held
             if mine.all():
-                self.product[part] += white.T @ y
+                self.product[part] += product_on(self.device, white.T, y)
             elif mine.any():
-                self.product[part] += white[mine].T @ y[mine]
+                self.product[part] += product_on(self.device, white[mine].T, y[mine])
 
     def finish(self, shift_y: F64, sum_y: F64, square_y: F64) -> Decoder:
         """Solve.
@@ -417,6 +446,7 @@ class _ClosedForm:
             centre=centre,
             penalty=chosen,
             validation=losses,
+            device=self.device,
         )
 
     def _unwhitened(self, product: F64) -> F64:
@@ -462,6 +492,7 @@ def fit_closed_form(
     kind: DecoderKind,
     held_out: Sequence[Bools | None] | None = None,
     penalties: Sequence[float] = PENALTIES,
+    device: str = "cpu",
 ) -> list[Decoder]:
     """Fit a "least_squares" or "ridge" decoder of every one of several embeddings in one pass over the expression.
 
@@ -477,6 +508,8 @@ def fit_closed_form(
         Row numbers -> slices into them and blocks (m, g) of expression, in their order.
     rows, kind, held_out, penalties
         As in `fit_decoder`; `held_out` for each embedding.
+    device
+        Of torch: where products with the expression are taken and predictions made; rounding differs.
 
     Raises
     ------
@@ -497,7 +530,7 @@ def fit_closed_form(
                 f"{int(held.sum())} of {len(rows)} training samples held out, penalties {tuple(penalties)}",
                 remedy="hold some but not all out, and give penalties above 0",
             )
-        fits.append(_ClosedForm(checked_matrix(X), rows, kind, held, sorted(penalties, reverse=True)))
+        fits.append(_ClosedForm(checked_matrix(X), rows, kind, held, sorted(penalties, reverse=True), device))
     shift = np.zeros(0)
     sums: list[tuple[F64, F64]] = []
     for block, found in blocks(rows):

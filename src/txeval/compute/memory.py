@@ -7,6 +7,7 @@ memory and not in a file, and how many embeddings share one pass over the expres
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from txeval.compute.arrays import F32, Ints, Rows, row_blocks, take_rows
 __all__ = [
     "WORKING_LEAST",
     "WORKING_MOST",
+    "allocate",
     "bounded",
     "column_elements",
     "held_bytes",
@@ -78,6 +80,18 @@ def scratch_folder() -> Path | None:
     return _scratch.get()
 
 
+def allocate(path: Path, size: int) -> None:
+    """Reserve the disk space of a file that is going to be mapped.
+
+    A write to a mapped file on a full disk kills the process; this raises OSError instead.
+    """
+    with path.open("ab") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, size)
+        else:
+            file.truncate(size)
+
+
 def held_rows(matrix: Rows, rows: Ints | None = None) -> F32:
     """Rows of a matrix as a float32 array (m, d): in memory up to `held_bytes`, else mapped from a temporary file.
 
@@ -88,8 +102,9 @@ def held_rows(matrix: Rows, rows: Ints | None = None) -> F32:
         out = np.empty((m, d), dtype=np.float32)
     else:
         with tempfile.NamedTemporaryFile(dir=scratch_folder(), prefix="txeval-rows-") as file:
+            allocate(Path(file.name), 4 * m * d)
             # The mapping keeps the file, which has no name any more.
-            out = np.memmap(file.name, dtype=np.float32, mode="w+", shape=(m, d))
+            out = np.memmap(file.name, dtype=np.float32, mode="r+", shape=(m, d))
     for part in row_blocks(m, d):
         out[part] = take_rows(matrix, part if rows is None else rows[part])
     return out

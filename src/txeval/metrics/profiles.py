@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -11,9 +12,10 @@ import numpy as np
 from txeval.compute.arrays import F64, Bools, Ints, row_blocks
 from txeval.compute.groups import checked_matrix, encode
 from txeval.compute.jit import jit
+from txeval.compute.memory import allocate
 from txeval.errors import InputError, NotComputable
 
-__all__ = ["ProfileReference", "ProfileSums", "Profiles", "pearson_delta"]
+__all__ = ["LinearSums", "ProfileReference", "ProfileSums", "ProfileTruth", "Profiles", "pearson_delta"]
 
 ProfileReference = Literal["controls", "perturbed"]
 
@@ -42,23 +44,94 @@ class Profiles:
 
 
 @jit
-def _add_profiles(
-    pred: Any, true: Any, group: Any, batch: Any, sums_p: Any, sums_t: Any, ref_p: Any, ref_t: Any, n: Any, n_ref: Any
-) -> None:
+def _add_profiles(values: Any, group: Any, batch: Any, sums: Any, reference: Any) -> None:
     """Add a block to sums per group (group >= 0) or to the reference of the batch (group -1)."""
-    g = pred.shape[1]
-    for i in range(pred.shape[0]):
+    g = values.shape[1]
+    for i in range(values.shape[0]):
         if group[i] >= 0:
-            p, t = sums_p[group[i]], sums_t[group[i]]
-            n[group[i], batch[i]] += 1
+            out = sums[group[i]]
         elif group[i] == -1:
-            p, t = ref_p[batch[i]], ref_t[batch[i]]
-            n_ref[batch[i]] += 1
+            out = reference[batch[i]]
         else:
             continue
         for j in range(g):
-            p[j] += pred[i, j]
-            t[j] += true[i, j]
+            out[j] += values[i, j]
+
+
+class ProfileTruth:
+    """Sums of the measured expression per perturbation and per batch's controls, and how many samples they hold.
+
+    Attributes
+    ----------
+    sums
+        (n_groups, g) float64, in memory or mapped from a file.
+    reference
+        (n_batches, g) float64 sums over the controls.
+    n, n_reference
+        (n_groups, n_batches) and (n_batches,) int64.
+    """
+
+    def __init__(self, sums: F64, reference: F64, n: Ints, n_reference: Ints) -> None:
+        self.sums, self.reference, self.n, self.n_reference = sums, reference, n, n_reference
+
+    @classmethod
+    def create(cls, path: Path | None, n_genes: int, n_groups: int, n_batches: int) -> ProfileTruth:
+        """Give empty sums, in an .npy file where a path is given."""
+        shape = (n_groups, n_genes)
+        sums = (
+            np.zeros(shape)
+            if path is None or not n_groups
+            else np.lib.format.open_memmap(path, mode="w+", dtype=np.float64, shape=shape)
+        )
+        if path is not None:
+            if n_groups:
+                allocate(path, path.stat().st_size)
+            else:
+                np.save(path, sums)
+        n = np.zeros((n_groups, n_batches), dtype=np.int64)
+        return cls(sums, np.zeros((n_batches, n_genes)), n, np.zeros(n_batches, dtype=np.int64))
+
+    def add(self, true: Any, group: Ints, batch: Ints) -> None:
+        """Add samples: expression (m, g); group (m,), -1 for controls, below that for neither; batch (m,)."""
+        group, batch = np.asarray(group, dtype=np.int64), np.asarray(batch, dtype=np.int64)
+        np.add.at(self.n, (group[group >= 0], batch[group >= 0]), 1)
+        np.add.at(self.n_reference, batch[group == -1], 1)
+        _add_profiles(np.ascontiguousarray(true), group, batch, self.sums, self.reference)
+
+    def close(self) -> None:
+        """Write out what is mapped."""
+        if isinstance(self.sums, np.memmap):
+            self.sums.flush()
+
+
+@dataclass(frozen=True)
+class LinearSums:
+    """What the decoded sums of a linear decoder `x @ weight + bias` follow from.
+
+    Attributes
+    ----------
+    embedded, reference
+        (n_groups, d) and (n_batches, d) sums of x over the samples that it decodes.
+    n, n_reference
+        (n_groups,) and (n_batches,) their numbers.
+    weight, bias
+        (d, g) and (g,).
+    """
+
+    embedded: F64
+    reference: F64
+    n: Ints
+    n_reference: Ints
+    weight: Any
+    bias: Any
+
+    def decoded(self, groups: Ints) -> F64:
+        """(m, g) decoded sums of some groups."""
+        return np.asarray(self.embedded[groups] @ self.weight.astype(np.float64) + self.n[groups, None] * self.bias)
+
+    def decoded_reference(self) -> F64:
+        """(n_batches, g) decoded sums of the controls."""
+        return np.asarray(self.reference @ self.weight.astype(np.float64) + self.n_reference[:, None] * self.bias)
 
 
 class ProfileSums:
@@ -73,33 +146,36 @@ class ProfileSums:
     ----------
     n_genes, n_groups, n_batches
         Number of genes, perturbations and batches.
+    truth
+        The measured sums, where they are known: only predictions are added then.
     """
 
-    def __init__(self, n_genes: int, n_groups: int, n_batches: int) -> None:
-        self._sums = np.zeros((2, n_groups, n_genes))
-        self._reference = np.zeros((2, n_batches, n_genes))
-        self._n = np.zeros((n_groups, n_batches), dtype=np.int64)
-        self._n_reference = np.zeros(n_batches, dtype=np.int64)
+    def __init__(self, n_genes: int, n_groups: int, n_batches: int, *, truth: ProfileTruth | None = None) -> None:
+        self._known = truth is not None
+        self._truth = ProfileTruth.create(None, n_genes, n_groups, n_batches) if truth is None else truth
+        self._sums = np.zeros((n_groups, n_genes))
+        self._reference = np.zeros((n_batches, n_genes))
+        self._linear: Sequence[LinearSums] = ()
+
+    @classmethod
+    def of_linear(cls, parts: Sequence[LinearSums], truth: ProfileTruth) -> ProfileSums:
+        """Decoded sums of linear decoders that share the samples of `truth` out: no prediction is added."""
+        made = cls(truth.sums.shape[1], 0, 0, truth=truth)
+        made._linear = parts
+        made._reference = np.sum([part.decoded_reference() for part in parts], axis=0)
+        return made
 
     def add(self, pred: Any, true: Any, group: Ints, batch: Ints) -> None:
         """Add samples: prediction and truth (m, g); group (m,), -1 for controls, below that for neither; batch (m,)."""
-        if np.shape(pred) != np.shape(true) or np.shape(pred)[1:] != self._sums.shape[2:]:
+        if np.shape(pred) != np.shape(true) or np.shape(pred)[1:] != self._reference.shape[1:]:
             raise InputError(
                 f"prediction {np.shape(pred)} and truth {np.shape(true)} do not match",
                 remedy="give both as samples x genes",
             )
-        _add_profiles(
-            np.ascontiguousarray(pred),
-            np.ascontiguousarray(true),
-            np.asarray(group, dtype=np.int64),
-            np.asarray(batch, dtype=np.int64),
-            self._sums[0],
-            self._sums[1],
-            self._reference[0],
-            self._reference[1],
-            self._n,
-            self._n_reference,
-        )
+        group, batch = np.asarray(group, dtype=np.int64), np.asarray(batch, dtype=np.int64)
+        if not self._known:
+            self._truth.add(true, group, batch)
+        _add_profiles(np.ascontiguousarray(pred), group, batch, self._sums, self._reference)
 
     def result(
         self, reference: ProfileReference = "controls", *, block: Ints | None = None, left_out: int = 0
@@ -122,10 +198,11 @@ class ProfileSums:
             Where a sample is in a batch without a control, there is none at all, or for "perturbed" with fewer than
             three perturbations.
         """
-        without = self._n_reference == 0
-        if self._n[:, without].any():
+        counts = self._truth.n
+        without = self._truth.n_reference == 0
+        if counts[:, without].any():
             raise NotComputable(f"{int(without.sum())} batch(es) have no control to take an effect from")
-        n = self._n.sum(axis=1)
+        n = counts.sum(axis=1)
         present = np.flatnonzero(n)
         if not len(present):
             raise NotComputable("no perturbed sample in a batch with controls")
@@ -133,7 +210,7 @@ class ProfileSums:
         codes = np.zeros(len(n), dtype=np.int64) if block is None or reference == "controls" else block
         for code in np.unique(codes[present]):
             mine = present[codes[present] == code]
-            common = np.zeros((2, self._sums.shape[2]))
+            common = np.zeros((2, self._reference.shape[1]))
             if reference == "perturbed":
                 if len(mine) < 3:
                     continue
@@ -147,14 +224,18 @@ class ProfileSums:
         return Profiles(values, constant, n, left_out)
 
     def _blocks(self, present: Ints) -> Iterator[Ints]:
-        for rows in row_blocks(len(present), self._sums.shape[2]):
+        for rows in row_blocks(len(present), self._reference.shape[1]):
             yield present[rows]
 
     def _effects(self, groups: Ints) -> F64:
         """Decoded and measured effects of some groups: (2, m, g)."""
-        n = self._n[groups].sum(axis=1)[:, None]
-        means = self._reference / np.maximum(self._n_reference, 1)[:, None]
-        return np.asarray(self._sums[:, groups] / n - (self._n[groups] / n) @ means)
+        truth = self._truth
+        n = truth.n[groups].sum(axis=1)[:, None]
+        decoded = self._sums[groups] if not self._linear else sum(part.decoded(groups) for part in self._linear)
+        shares = truth.n[groups] / n
+        controls = np.maximum(truth.n_reference, 1)[:, None]
+        sides = (decoded, self._reference), (truth.sums[groups], truth.reference)
+        return np.stack([sums / n - shares @ (reference / controls) for sums, reference in sides])
 
 
 def _row_correlations(a: F64, b: F64) -> tuple[F64, Bools]:

@@ -24,10 +24,10 @@ from txeval._version import __version__
 from txeval.errors import InputError
 from txeval.run.assemble import Assembled
 from txeval.run.files import FORMAT, now
-from txeval.run.plan import COSTS, DEFAULT_COST, Cell, EmbeddingJob, Plan, screen_record, task_record
+from txeval.run.plan import COSTS, DEFAULT_COST, Cell, CellGroup, EmbeddingJob, Plan, screen_record, task_record
 from txeval.run.pool import Job, make_runner
 from txeval.run.progress import NullProgress, Progress, Work
-from txeval.run.resources import Resources, check_memory, find_resources
+from txeval.run.resources import Resources, check_memory, find_resources, group_cells
 from txeval.run.store import Store
 from txeval.run.worker import Report, Setup, failed_cell
 
@@ -185,7 +185,8 @@ class _Run:
         )
         with _stoppable(), make_runner(setup, workers, self) as runner:
             runner.run(jobs)
-            check_memory(self.plan, todo, self._widths(todo), self.resources, workers)
+            widths = self._widths(todo)
+            check_memory(self.plan, todo, widths, self.resources, workers)
             ready = []
             for cell in todo:
                 if cell.embedding.key in self.broken:
@@ -194,7 +195,7 @@ class _Run:
                     self.ended(None, cell, dataclasses.replace(broken, reason=reason, seconds=0.0))
                 else:
                     ready.append(cell)
-            runner.run(ready)
+            runner.run(group_cells(self.plan, ready, widths, self.resources, workers))
 
     def _widths(self, cells: Sequence[Cell]) -> dict[str, int]:
         """Columns of the embeddings that are there."""
@@ -226,6 +227,10 @@ class _Run:
 
     def ended(self, worker: int | None, job: Job, report: Report) -> None:
         """Keep the reason of a job that no worker could finish, and show that it is over."""
+        if isinstance(job, CellGroup):
+            for one, part in zip(job.cells, report.parts or [report] * len(job.cells), strict=True):
+                self.ended(worker, one, part)
+            return
         for text in report.warnings:
             self.store.warn(text)
         if isinstance(job, EmbeddingJob):

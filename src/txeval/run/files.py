@@ -63,6 +63,11 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def is_full(why: OSError) -> bool:
+    """Whether the system says that the disk is full or a limit on it is reached."""
+    return why.errno in _FULL
+
+
 @contextmanager
 def storing(path: Path) -> Iterator[None]:
     """Turn what the system says of a write into a StorageError."""

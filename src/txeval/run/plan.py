@@ -25,7 +25,7 @@ from txeval.run.rows import canonical_json, plain
 from txeval.tasks.base import Metric, Params, Task
 from txeval.tasks.registry import get_task, metrics_of
 
-__all__ = ["Cell", "EmbeddingJob", "Plan", "PlannedTask", "make_plan", "split_screen"]
+__all__ = ["Cell", "CellGroup", "EmbeddingJob", "Plan", "PlannedTask", "make_plan", "split_screen"]
 
 #: Relative cost of a cell (CPU seconds at 2 million samples) where nothing has been measured yet. Only the order
 #: of the work and the first estimate of the remaining time depend on it.
@@ -109,6 +109,33 @@ class Cell:
         return " / ".join([self.model, self.post_processing, self.task]) + (
             "" if self.seed is None else f" / seed {self.seed}"
         )
+
+
+@dataclass(frozen=True)
+class CellGroup:
+    """Cells of one task that share a pass over the expression; the worker keeps each of them."""
+
+    cells: tuple[Cell, ...]
+
+    @property
+    def key(self) -> str:
+        """Key of the first cell."""
+        return self.cells[0].key
+
+    @property
+    def task(self) -> str:
+        """Their task."""
+        return self.cells[0].task
+
+    @property
+    def embedding(self) -> EmbeddingJob:
+        """Embedding of the first cell."""
+        return self.cells[0].embedding
+
+    @property
+    def text(self) -> str:
+        """What to call them in messages."""
+        return f"{self.cells[0].text}, and {len(self.cells) - 1} more"
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from types import TracebackType
 from typing import Any, Protocol, Self
 
 from txeval.errors import TxevalError
-from txeval.run.plan import Cell, EmbeddingJob
+from txeval.run.plan import Cell, CellGroup, EmbeddingJob
 from txeval.run.worker import Report, Setup, Worker, single_threaded
 
 __all__ = ["LOST_TRIES", "Here", "Hooks", "Job", "Pool", "make_runner"]
 
-Job = EmbeddingJob | Cell
+Job = EmbeddingJob | Cell | CellGroup
 
 #: How often a job is tried whose worker process died.
 LOST_TRIES = 3
@@ -156,6 +156,11 @@ class Pool:
                         )
                     continue
                 job = child.job
+                if isinstance(job, CellGroup):
+                    # Alone they need less memory, and one that kills its worker is told from the others.
+                    self.hooks.warn(f"{job.text}: the worker process ended ({cause}); trying each alone")
+                    left.extendleft(reversed(job.cells))
+                    continue
                 tries[id(job)] = tries.get(id(job), 0) + 1
                 if tries[id(job)] < LOST_TRIES:
                     self.hooks.warn(f"{job.text}: the worker process ended ({cause}); trying again")

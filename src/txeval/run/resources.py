@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from txeval.compute.machine import Memory, as_size, memory_limit, reserve, resolve_device, usable_cores
 from txeval.compute.memory import WORKING_LEAST
 from txeval.errors import InputError
 from txeval.run.config import RunConfig
-from txeval.run.plan import Cell, Plan
-from txeval.run.worker import PROCESS_BYTES
+from txeval.run.plan import Cell, CellGroup, Plan
+from txeval.run.worker import PROCESS_BYTES, cell_bytes
 from txeval.tasks.base import Sizes
 from txeval.tasks.registry import get_task
 
-__all__ = ["PROCESS_BYTES", "Resources", "check_memory", "find_resources", "fixed_bytes", "sizes_of"]
+#: Cells that share a pass at most: what a worker that dies takes with it.
+MOST_TOGETHER = 8
+
+#: Memory that a group leaves to its blocks.
+GROUP_WORKING = 2**30
+
+__all__ = ["PROCESS_BYTES", "Resources", "check_memory", "find_resources", "fixed_bytes", "group_cells", "sizes_of"]
 
 
 @dataclass(frozen=True)
@@ -80,8 +87,7 @@ def sizes_of(plan: Plan, d: int | None) -> Sizes:
 
 def fixed_bytes(plan: Plan, cell: Cell, d: int | None) -> int:
     """What a cell needs for its results whatever the size of its blocks."""
-    task = get_task(cell.task)
-    return task.memory(sizes_of(plan, d), cell.params) if task.memory is not None else 0
+    return cell_bytes(cell, sizes_of(plan, d))
 
 
 def check_memory(
@@ -120,3 +126,35 @@ def check_memory(
         f"{as_size(resources.memory.bytes)} ({resources.memory.source}) for {workers} worker(s)",
         remedy=f"give --max-memory {as_size(whole).replace(' ', '')} or more{fewer}",
     )
+
+
+def group_cells(
+    plan: Plan, cells: Sequence[Cell], widths: dict[str, int], resources: Resources, workers: int
+) -> list[Cell | CellGroup]:
+    """Put cells together that can share a pass over the expression, as many as memory and workers let.
+
+    Parameters
+    ----------
+    widths
+        Embedding key -> its columns.
+
+    Returns
+    -------
+    Cells and groups in the order of the first cell of each.
+    """
+    share = resources.worker_memory(workers)
+    alike: dict[tuple[Any, ...], list[Cell]] = {}
+    for cell in cells:
+        task = get_task(cell.task)
+        joins = task.together is not None and task.shares(cell.params)
+        key: tuple[Any, ...] = (cell.task, cell.params, cell.seed, cell.ceiling, cell.metrics) if joins else (cell.key,)
+        alike.setdefault(key, []).append(cell)
+    chunks: dict[str, Cell | CellGroup] = {}
+    for same in alike.values():
+        each = max(fixed_bytes(plan, cell, widths.get(cell.embedding.key)) for cell in same)
+        fits = (share - PROCESS_BYTES - GROUP_WORKING) // max(1, each)
+        size = max(1, min(MOST_TOGETHER, fits, -(-len(same) // workers)))
+        for start in range(0, len(same), size):
+            chunk = same[start : start + size]
+            chunks[chunk[0].key] = chunk[0] if len(chunk) == 1 else CellGroup(tuple(chunk))
+    return [chunks[cell.key] for cell in cells if cell.key in chunks]

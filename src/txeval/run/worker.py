@@ -9,9 +9,10 @@ import time
 import traceback
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,11 +31,12 @@ from txeval.compute.memory import WORKING_LEAST, WORKING_MOST, bounded
 from txeval.data import LogNormExpression, Screen
 from txeval.embed import Embedding, EmbeddingContext, EmbeddingSpec, embedding_fingerprint, make_embedding
 from txeval.errors import InputError, NotComputable
-from txeval.postprocess import Fitted, PostProcessed, fit
-from txeval.run.files import StorageError, now
-from txeval.run.plan import Cell, EmbeddingJob, relations_of
+from txeval.postprocess import Fitted, PostProcessed, fit, map_bytes
+from txeval.run.files import StorageError, folder_lock, is_full, now, storing
+from txeval.run.plan import Cell, CellGroup, EmbeddingJob, relations_of
 from txeval.run.store import UNITS_TABLE, Store
-from txeval.tasks.base import Metric, Score, Sizes, TaskInputs, run_task
+from txeval.tasks.base import Metric, Prepared, Score, Sizes, TaskInputs, run_task
+from txeval.tasks.measured import keep_in
 from txeval.tasks.registry import get_task, metrics_of
 
 __all__ = ["Report", "Setup", "Worker", "failed_cell", "single_threaded"]
@@ -86,6 +88,8 @@ class Report:
         Whether a job without a result needs no second try.
     stored
         Whether the rows are kept already.
+    parts
+        Of a group: the report of each cell.
     """
 
     outcome: str
@@ -96,6 +100,7 @@ class Report:
     seconds: float = 0.0
     n_failed: int = 0
     warnings: list[str] = field(default_factory=list)
+    parts: tuple[Report, ...] = ()
 
 
 @contextmanager
@@ -191,23 +196,20 @@ class Worker:
             self._splits = {name: np.flatnonzero(table[name]) for name in ("train", "test", "heldout")}
         return self._splits
 
-    def do(self, job: EmbeddingJob | Cell, progress: Callable[[str], None] = lambda text: None) -> Report:
+    def do(self, job: EmbeddingJob | Cell | CellGroup, progress: Callable[[str], None] = lambda text: None) -> Report:
         """Do one job; raises only for a disk that cannot be written to, and InputError of an embedding."""
-        fixed = 0 if isinstance(job, EmbeddingJob) else self._fixed(job)
-        with bounded(self.setup.working(fixed), self.store.scratch):
+        cells = () if isinstance(job, EmbeddingJob) else job.cells if isinstance(job, CellGroup) else (job,)
+        with bounded(self.setup.working(sum(map(self._fixed, cells))), self.store.scratch):
             if isinstance(job, EmbeddingJob):
                 return self.embed(job, progress)
-            return self.compute(job)
+            return self.compute_together(job) if isinstance(job, CellGroup) else self.compute(job)
 
     def _fixed(self, cell: Cell) -> int:
         """Bytes that a cell needs for what it makes."""
-        memory = get_task(cell.task).memory
         values = self.store.load_embedding(cell.embedding.key, self.screen.n)
-        if memory is None or values is None:
+        if values is None:
             return 0
-        return memory(
-            Sizes.of(self.screen.samples, self.splits, self.screen.n_genes, int(values.shape[1])), cell.params
-        )
+        return cell_bytes(cell, Sizes.of(self.screen.samples, self.splits, self.screen.n_genes, int(values.shape[1])))
 
     def embed(self, job: EmbeddingJob, progress: Callable[[str], None]) -> Report:
         """Make an embedding and keep it."""
@@ -295,6 +297,44 @@ class Worker:
 
     def compute(self, cell: Cell) -> Report:
         """Compute one cell and keep its rows, or the reason why there are none."""
+        return self._computed(cell, lambda: (self._inputs(cell), None), _Shared())
+
+    def compute_together(self, group: CellGroup) -> Report:
+        """Compute cells that share a pass over the expression, and keep each as it would be kept alone.
+
+        Seconds and CPU seconds of what they share are divided evenly. Where the shared pass fails, each is computed
+        alone, so that one of them does not take the others with it.
+        """
+        task = get_task(group.task)
+        assert task.together is not None  # else there are no groups of its cells
+        start, cpu = time.perf_counter(), time.process_time()
+        with PeakMemory() as memory, warnings.catch_warnings(record=True) as caught:
+            try:
+                inputs = [self._inputs(cell) for cell in group.cells]
+                prepared = task.together(inputs)
+            except StorageError:
+                raise
+            except Exception as why:  # whatever it was: the cell that it belongs to says so
+                _stop_if_full(why, self.store.folder)
+                parts = tuple(self.compute(cell) for cell in group.cells)
+                return self._joined(parts, time.perf_counter() - start)
+        size = len(group.cells)
+        shared = _Shared(
+            (time.perf_counter() - start) / size, (time.process_time() - cpu) / size, memory.peak, size, _texts(caught)
+        )
+        given = zip(group.cells, inputs, prepared, strict=True)
+        parts = tuple(self._computed(cell, partial(_pair, one, found), shared) for cell, one, found in given)
+        return self._joined(parts, time.perf_counter() - start)
+
+    @staticmethod
+    def _joined(parts: Sequence[Report], seconds: float) -> Report:
+        outcome = "error" if any(part.outcome == "error" for part in parts) else "done"
+        return Report(outcome, stored=True, seconds=seconds, parts=tuple(parts))
+
+    def _computed(
+        self, cell: Cell, ready: Callable[[], tuple[TaskInputs, Prepared | NotComputable | None]], shared: _Shared
+    ) -> Report:
+        """Compute what is left of one cell, and keep its rows."""
         task = get_task(cell.task)
         metrics = [metric for metric in metrics_of(task) if metric.name in cell.metrics]
         start, cpu = time.perf_counter(), time.process_time()
@@ -302,29 +342,31 @@ class Worker:
         content: dict[str, Any]
         with PeakMemory() as memory, warnings.catch_warnings(record=True) as caught:
             try:
-                rows, tables = self._scores(cell, metrics)
+                rows, tables = self._scores(cell, metrics, *ready())
                 content = {"state": "done", "rows": rows}
             except StorageError:
                 raise
             except NotComputable as why:
                 content = {"state": "done", "rows": _failed(cell.metrics, str(why))}
             except Exception as why:  # a task may raise anything: its rows say what
+                _stop_if_full(why, self.store.folder)
                 content = {
                     "state": "error",
                     "rows": _failed(cell.metrics, _named(why)),
                     "traceback": traceback.format_exc(),
                 }
                 tables = {}
-        seconds = time.perf_counter() - start
-        remarks = [f"{cell.text}: {text}" for text in _texts(caught)]
+        seconds = time.perf_counter() - start + shared.seconds
+        remarks = [f"{cell.text}: {text}" for text in dict.fromkeys([*shared.remarks, *_texts(caught)])]
         self.store.save_cell(
             cell.key,
             {
                 **content,
                 **cell_header(cell, self.setup.device),
                 "seconds": seconds,
-                "cpu_seconds": time.process_time() - cpu,
-                "peak_memory_mb": memory.peak,
+                "cpu_seconds": time.process_time() - cpu + shared.cpu_seconds,
+                "peak_memory_mb": max(memory.peak, shared.peak),
+                "together": shared.size,
                 "warnings": remarks,
             },
             tables,
@@ -342,7 +384,8 @@ class Worker:
             warnings=remarks,
         )
 
-    def _scores(self, cell: Cell, metrics: list[Metric]) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
+    def _inputs(self, cell: Cell) -> TaskInputs:
+        """What a cell reads."""
         task, samples = get_task(cell.task), self.screen.samples
         values = self._values(cell.embedding)
         fitted = self._fit(cell, values)
@@ -356,10 +399,22 @@ class Worker:
             relations=self._related() if task.needs_relations else {},
             device=self.setup.device,
             threads=1,
+            kept=self._kept,
         )
-        if cell.ceiling and task.ceiling is not None:
-            inputs = task.ceiling.inputs(inputs)
-        result = run_task(task, inputs, metrics)
+        return task.ceiling.inputs(inputs) if cell.ceiling and task.ceiling is not None else inputs
+
+    def _kept(self, key: str, make: Callable[[Path], None]) -> Path:
+        """Give a folder of the run's scratch, made by the first worker that asks for it."""
+        room = self.store.scratch
+        with folder_lock(room, wait=True, name=f".{key}.lock"):
+            return keep_in(room, key, make)
+
+    def _scores(
+        self, cell: Cell, metrics: list[Metric], inputs: TaskInputs, prepared: Prepared | NotComputable | None
+    ) -> tuple[list[dict[str, Any]], dict[str, pd.DataFrame]]:
+        task, samples = get_task(cell.task), self.screen.samples
+        result = run_task(task, inputs, metrics, prepared)
+        fitted = self._fit(cell, self._values(cell.embedding))
         # What an embedder wants every score of it to say, such as that its weights were never trained.
         about = self.store.embedding_about(cell.embedding.key).get("provenance", {})
         notes = [str(note) for note in about.get("notes", [])]
@@ -434,6 +489,35 @@ class Worker:
             # The plan has said already what is missing.
             self._relations = relations_of(self.setup.relations, [])
         return self._relations
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A cell's part of what was computed for several."""
+
+    seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    peak: float = 0.0
+    size: int = 1
+    remarks: Sequence[str] = ()
+
+
+def _pair(inputs: TaskInputs, prepared: Prepared | NotComputable) -> tuple[TaskInputs, Prepared | NotComputable | None]:
+    return inputs, prepared
+
+
+def _stop_if_full(why: BaseException, folder: Path) -> None:
+    """Raise StorageError where a temporary file did not fit on the disk: no other cell would fare better."""
+    if isinstance(why, OSError) and is_full(why):
+        with storing(folder):
+            raise why
+
+
+def cell_bytes(cell: Cell, sizes: Sizes) -> int:
+    """Bytes that a cell needs whatever the size of its blocks: for what its task makes, and for its maps."""
+    task = get_task(cell.task)
+    maps = map_bytes(sizes.batches, sizes.d) if cell.post_processing == "tvn" else 0
+    return maps + (task.memory(sizes, cell.params) if task.memory is not None else 0)
 
 
 def cell_header(cell: Cell, device: str) -> dict[str, Any]:

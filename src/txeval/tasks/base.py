@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -78,6 +79,8 @@ class TaskInputs:
         The task's own frozen parameters.
     first_half
         (n,) flags, of a ceiling: which samples are the first half of their perturbation; see `in_turn`.
+    kept
+        Name, what fills a folder -> that folder, made once for all cells of a run that name it; None: nothing is kept.
     """
 
     embedding: Rows
@@ -90,6 +93,7 @@ class TaskInputs:
     device: str = "cpu"
     threads: int = 1
     first_half: Bools | None = None
+    kept: Callable[[str, Callable[[Path], None]], Path] | None = None
 
     def in_turn(self, asked: str) -> list[tuple[Ints, Ints]]:
         """Train rows and rows of the split `asked`: what is learnt from and what is scored, the scores pooled.
@@ -304,6 +308,9 @@ class Task:
     memory
         Sizes, parameters -> bytes that it needs for what it makes, whatever the size of its blocks (memory-mapped
         embeddings, labels and codes do not count); None: blocks are all.
+    together, shares
+        Inputs of several cells of one screen, split and parameters (and seed) -> what is prepared for each, as
+        `prepare` would alone, sharing one pass over the expression; and the parameters under which that pays.
     """
 
     name: str
@@ -320,6 +327,8 @@ class Task:
     needs_relations: bool = False
     ceiling: Ceiling | None = None
     memory: Callable[[Sizes, Params], int] | None = None
+    together: Callable[[Sequence[TaskInputs]], Sequence[Prepared | NotComputable]] | None = None
+    shares: Callable[[Params], bool] = lambda params: False
     version: int = 1
 
 
@@ -331,7 +340,9 @@ class TaskResult:
     details: dict[str, pd.DataFrame]
 
 
-def run_task(task: Task, inputs: TaskInputs, metrics: Sequence[Metric]) -> TaskResult:
+def run_task(
+    task: Task, inputs: TaskInputs, metrics: Sequence[Metric], prepared: Prepared | NotComputable = None
+) -> TaskResult:
     """Compute metrics of one task.
 
     Parameters
@@ -340,6 +351,8 @@ def run_task(task: Task, inputs: TaskInputs, metrics: Sequence[Metric]) -> TaskR
         The level and what it reads.
     metrics
         Metrics to compute, of this task (plug-ins included).
+    prepared
+        What `Task.together` gave; None: the task prepares it.
 
     Returns
     -------
@@ -351,7 +364,10 @@ def run_task(task: Task, inputs: TaskInputs, metrics: Sequence[Metric]) -> TaskR
         if metric.compute is not None and (metric.asked is None or metric.asked(inputs.params))
     ]
     try:
-        prepared = task.prepare(inputs)
+        if isinstance(prepared, NotComputable):
+            raise prepared
+        if prepared is None:
+            prepared = task.prepare(inputs)
     except NotComputable as why:
         return TaskResult([(metric, Score(reason=str(why))) for metric in wanted], {})
     scores: list[tuple[Metric, Score]] = []

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import F32, F64, Bools, Ints, Rows, Strings, row_blocks, take_rows
-from txeval.compute.correlation import ColumnStore, Spearman, correlation_influence, spearman_by_gene
-from txeval.compute.decoder import Decoder, DecoderKind, fit_decoder
+from txeval.compute.arrays import F32, F64, Bools, Ints, Rows, Strings, row_blocks
+from txeval.compute.correlation import GENE_TILE, Spearman, correlation_influence, spearman_of_ranks
+from txeval.compute.decoder import (
+    CLOSED_FORM,
+    PANEL_ELEMENTS,
+    Decoder,
+    DecoderKind,
+    fit_closed_form,
+    fit_decoder,
+    hidden_widths,
+)
 from txeval.compute.intervals import Units
+from txeval.compute.memory import bounded, held_rows, scratch_folder, working
 from txeval.errors import NotComputable
 from txeval.metrics.convergent_probe import validation_rows
-from txeval.metrics.profiles import ProfileReference, ProfileSums
+from txeval.metrics.profiles import LinearSums, ProfileReference, ProfileSums, ProfileTruth
 from txeval.metrics.reconstruction import (
     ConstantTruth,
     GeneMoments,
@@ -28,29 +39,26 @@ from txeval.tasks.base import (
     Expression,
     Metric,
     Score,
+    Sizes,
     Task,
     TaskInputs,
     batch_and_perturbation,
     crossed_units,
 )
-from txeval.tasks.blocks import Blocks, RowSubset, cell_lines, crossed_batches
+from txeval.tasks.blocks import Blocks, RowSubset
 from txeval.tasks.ceiling import shared_split
+from txeval.tasks.measured import Measured, Scored, expression_blocks, measured, scored_samples
 
 __all__ = ["TASK", "ReconstructionParams"]
 
 #: The published code scores minibatches of this size.
 SCORED_BATCH = 512
 
-#: Decoders without a seed, and the share of the train batches that the penalty of one of them is chosen on.
-CLOSED_FORM = ("least_squares", "ridge")
+#: Share of the train batches that the penalty of "ridge" is chosen on.
 HELD_OUT = 0.3
 
 #: The recipe was made for thousands of steps; with fewer than this its weights stay near their random start.
 FEW_STEPS = 1000
-
-
-#: The influence of samples on the mean correlation is taken over so many values: at most this / samples of the genes.
-INFLUENCE_ELEMENTS = 20_000_000
 
 
 @dataclass(frozen=True)
@@ -182,6 +190,52 @@ def _rows_of(expression: Expression, rows: Ints) -> F32:
 
 def prepare(inputs: TaskInputs) -> Decoded:
     """Train the decoder on train, decode heldout, and sum up how they differ."""
+    found = prepare_together([inputs])[0]
+    if isinstance(found, NotComputable):
+        raise found
+    return found
+
+
+def prepare_together(several: Sequence[TaskInputs]) -> list[Decoded | NotComputable]:
+    """Prepare embeddings and post-processings of one screen, split and parameters with one pass over its expression.
+
+    Each comes out as it would alone: what they share is reading, and what follows from the measured expression.
+    """
+    first = several[0]
+    try:
+        expression, pairs, rows, notes = _asked(first)
+    except NotComputable as why:
+        return [why for _ in several]
+    fitted = [_fitted(several, expression, train) for train, _ in pairs]
+    scored = scored_samples(first, rows)
+    truth = measured(first, expression, scored)
+    made: list[_Scoring | NotComputable] = []
+    with bounded(working() // len(several), scratch_folder()):
+        for i, inputs in enumerate(several):
+            mine = [each[i] for each in fitted]
+            wrong = [decoder for decoder, _ in mine if isinstance(decoder, NotComputable)]
+            if wrong:
+                made.append(wrong[0])
+                continue
+            remarks = tuple(dict.fromkeys(remark for _, remark in mine if remark))
+            asked = [
+                (decoder, those)
+                for (decoder, _), (_, those) in zip(mine, pairs, strict=True)
+                if not isinstance(decoder, NotComputable)
+            ]
+            made.append(_Scoring(inputs, asked, scored, truth, (*notes, *remarks)))
+    left = [scoring for scoring in made if isinstance(scoring, _Scoring)]
+    for part, block in expression_blocks(expression, rows):
+        for scoring in left:
+            scoring.add(part, block)
+    correlations = spearman_of_ranks([scoring.decoders.columns for scoring in left], truth.ranks) if left else []
+    for scoring, found in zip(left, correlations, strict=True):
+        scoring.spearman = found
+    return [one if isinstance(one, NotComputable) else one.finish(expression.genes) for one in made]
+
+
+def _asked(inputs: TaskInputs) -> tuple[Expression, list[tuple[Ints, Ints]], Ints, list[str]]:
+    """Expression, rows to train on with those that are then decoded, rows to score, and notes."""
     params: ReconstructionParams = inputs.params
     expression = inputs.expression
     if expression is None:
@@ -200,158 +254,234 @@ def prepare(inputs: TaskInputs) -> Decoded:
     if params.score_every > 1:
         rows = rows[(np.arange(len(rows)) // SCORED_BATCH) % params.score_every == 0]
         notes.append(f"every {params.score_every}th minibatch of {SCORED_BATCH} scored")
-    decoders = []
-    for train, asked in pairs:
-        decoder, chosen = _fitted(inputs, expression, train)
-        decoders.append((decoder, asked))
-        notes += [chosen] if chosen and chosen not in notes else []
-    return _score(inputs, expression, _Decoders(inputs.embedding, decoders, inputs.samples.n), rows, tuple(notes))
+    return expression, pairs, rows, notes
 
 
-def _fitted(inputs: TaskInputs, expression: Expression, train: Ints) -> tuple[Decoder, str]:
-    """A decoder, and how its penalty was chosen."""
-    params: ReconstructionParams = inputs.params
-    held, how = None, ""
+def _fitted(
+    several: Sequence[TaskInputs], expression: Expression, train: Ints
+) -> list[tuple[Decoder | NotComputable, str]]:
+    """Decoder of each embedding, and how its penalty was chosen; in closed form from one pass over the expression."""
+    params: ReconstructionParams = several[0].params
+    held: list[tuple[Bools | None, str]] = [(None, "") for _ in several]
     if params.decoder == "ridge":
-        held, how = validation_rows(
-            RowSubset(inputs.embedding, train),
-            np.asarray(inputs.samples.batches)[inputs.samples.batch[train]],
-            np.zeros(len(train), dtype=np.int64),
-            HELD_OUT,
+        samples = several[0].samples
+        held = [
+            validation_rows(
+                RowSubset(inputs.embedding, train),
+                np.asarray(samples.batches)[samples.batch[train]],
+                np.zeros(len(train), dtype=np.int64),
+                HELD_OUT,
+            )
+            for inputs in several
+        ]
+    if params.decoder in CLOSED_FORM:
+        fitted = fit_closed_form(
+            [inputs.embedding for inputs in several],
+            lambda rows: expression.blocks(rows, max_elements=PANEL_ELEMENTS),
+            train,
+            kind=params.decoder,
+            held_out=[mask for mask, _ in held],
+            device=several[0].device,
         )
-    decoder = fit_decoder(
-        inputs.embedding,
-        lambda chosen: _rows_of(expression, chosen),
-        train,
-        kind=params.decoder,
-        hidden=params.hidden or None,
-        epochs=params.epochs,
-        batch_size=params.batch_size,
-        lr=params.lr,
-        weight_decay=params.weight_decay,
-        warmup_epochs=params.warmup_epochs,
-        warmup_lr=params.warmup_lr,
-        seed=inputs.seed,
-        held_out=held,
-        device=inputs.device,
-    )
-    if decoder.penalty is None:
-        return decoder, ""
-    return decoder, f"penalty {decoder.penalty:g}, chosen by the squared error on {how}"
+        return [
+            (
+                decoder,
+                "" if decoder.penalty is None else f"penalty {decoder.penalty:g}, chosen by the squared error on {how}",
+            )
+            for decoder, (_, how) in zip(fitted, held, strict=True)
+        ]
+    found: list[tuple[Decoder | NotComputable, str]] = []
+    for inputs in several:
+        try:
+            decoder = fit_decoder(
+                inputs.embedding,
+                lambda chosen: _rows_of(expression, chosen),
+                train,
+                kind=params.decoder,
+                hidden=params.hidden or None,
+                epochs=params.epochs,
+                batch_size=params.batch_size,
+                lr=params.lr,
+                weight_decay=params.weight_decay,
+                warmup_epochs=params.warmup_epochs,
+                warmup_lr=params.warmup_lr,
+                seed=inputs.seed,
+                device=inputs.device,
+            )
+        except NotComputable as why:
+            found.append((why, ""))
+            continue
+        found.append((decoder, ""))
+    return found
 
 
 class _Decoders:
-    """Predictions for samples by the decoder that did not learn from them.
+    """Predictions for the scored samples, each by the decoder that did not learn from it.
 
     Parameters
     ----------
     embedding
         (n, d) rows on demand.
+    rows
+        (m,) the scored samples.
     parts
         Decoders and the samples that each decodes.
     """
 
-    def __init__(self, embedding: Rows, parts: Sequence[tuple[Decoder, Ints]], n: int) -> None:
-        self._embedding, self._decoders = embedding, [decoder for decoder, _ in parts]
-        self._of = np.zeros(n, dtype=np.int64)
-        for i, (_, rows) in enumerate(parts):
-            self._of[rows] = i
+    def __init__(self, embedding: Rows, rows: Ints, parts: Sequence[tuple[Decoder, Ints]]) -> None:
+        self.embedded = held_rows(embedding, rows)
+        self.decoders = [decoder for decoder, _ in parts]
+        of = np.zeros(int(embedding.shape[0]), dtype=np.int64)
+        for i, (_, asked) in enumerate(parts):
+            of[asked] = i
+        self.of = of[rows]
 
     @property
-    def width(self) -> int:
-        """Columns of the embedding."""
-        return self._decoders[0].widths[0]
+    def linear(self) -> bool:
+        """Whether they have no hidden layers."""
+        return all(len(decoder.weights) == 1 for decoder in self.decoders)
 
-    def predict(self, rows: Ints) -> F32:
-        """(m, g) decoded samples."""
-        return self._each(rows, lambda decoder, x: decoder.predict(x))
-
-    def predict_genes(self, rows: Ints, genes: slice) -> F32:
-        """(m, genes) some columns of the decoded samples."""
-        return self._each(rows, lambda decoder, x: decoder.predict_genes(x, genes))
-
-    def _each(self, rows: Ints, predict: Callable[[Decoder, F32], F32]) -> F32:
-        of = self._of[rows]
-        if len(self._decoders) == 1 or len(rows) == 0:
-            return predict(self._decoders[0], take_rows(self._embedding, rows))
-        parts = [
-            predict(decoder, take_rows(self._embedding, rows[of == i])) for i, decoder in enumerate(self._decoders)
-        ]
-        out = np.empty((len(rows), parts[0].shape[1]), dtype=np.float32)
-        for i, values in enumerate(parts):
-            out[of == i] = values
+    def predict(self, which: slice | Ints) -> F32:
+        """(k, g) some of the samples, decoded."""
+        x, of = self.embedded[which], self.of[which]
+        if len(self.decoders) == 1:
+            return self.decoders[0].predict(x)
+        out = np.empty((len(x), self.decoders[0].widths[-1]), dtype=np.float32)
+        for i, decoder in enumerate(self.decoders):
+            out[of == i] = decoder.predict(x[of == i])
         return out
 
+    def columns(self, genes: slice) -> F32:
+        """(k, m) some genes of all samples, gene by gene."""
+        if len(self.decoders) == 1:
+            return self.decoders[0].predict_columns(self.embedded, genes)
+        out = np.empty((len(range(*genes.indices(self.decoders[0].widths[-1]))), len(self.of)), dtype=np.float32)
+        for i, decoder in enumerate(self.decoders):
+            mine = np.flatnonzero(self.of == i)
+            out[:, mine] = decoder.predict_columns(RowSubset(self.embedded, mine), genes)
+        return out
 
-def _score(
-    inputs: TaskInputs, expression: Expression, decoders: _Decoders, rows: Ints, notes: tuple[str, ...]
-) -> Decoded:
-    samples = inputs.samples
-    genes = expression.genes
-    moments = GeneMoments(len(genes))
-    strata, names = crossed_batches(samples, inputs.params.blocks)
-    present, batch = np.unique(strata[rows], return_inverse=True)
-    sums = IntegritySums(len(genes), len(present))
-    n, g = len(rows), len(genes)
-    batch = batch.astype(np.int64)
-    control = samples.is_control[rows]
-    groups, profiles, group = _profile_groups(inputs, rows, batch, len(present), g)
-    centres = _control_means(expression, decoders, rows[control], batch[control], len(present))
-    squared, absolute, plain, plain_squares, residual, structure = np.zeros((6, n))
-    with ColumnStore(n, g) as truth:
-        for part, block in expression.blocks(rows):
-            predicted = decoders.predict(rows[part])
-            moments.add(predicted, block)
-            sums.add(predicted, block, batch[part], control[part])
-            profiles.add(predicted, block, group[part], batch[part])
-            truth.write(part, block)
-            error = predicted - block
-            squared[part] = np.einsum("ij,ij->i", error, error, dtype=np.float64) / g
-            absolute[part] = np.abs(error).mean(axis=1, dtype=np.float64)
-            plain[part] = block.mean(axis=1, dtype=np.float64)
-            plain_squares[part] = np.einsum("ij,ij->i", block, block, dtype=np.float64) / g
-            for values, centre, out in ((error, centres[0], residual), (block, centres[1], structure)):
-                away = values - centre[batch[part]]
-                out[part] = np.einsum("ij,ij->i", away, away, dtype=np.float64)
+    def profiles(self, scored: Scored, truth: ProfileTruth) -> ProfileSums:
+        """Profiles of decoders without hidden layers, from sums of the embedding."""
+        d = self.embedded.shape[1]
+        parts = []
+        for i, decoder in enumerate(self.decoders):
+            sums = np.zeros((len(scored.groups), d)), np.zeros((scored.n_batches, d))
+            mine = np.flatnonzero(self.of == i)
+            for block in row_blocks(len(mine), d):
+                rows = mine[block]
+                x = self.embedded[rows] - (0.0 if decoder.centre is None else decoder.centre.astype(np.float64))
+                group, batch = scored.group[rows], scored.batch[rows]
+                np.add.at(sums[0], group[group >= 0], x[group >= 0])
+                np.add.at(sums[1], batch[group == -1], x[group == -1])
+            group, batch = scored.group[mine], scored.batch[mine]
+            counts = (
+                np.bincount(group[group >= 0], minlength=len(scored.groups)),
+                np.bincount(batch[group == -1], minlength=scored.n_batches),
+            )
+            parts.append(LinearSums(sums[0], sums[1], counts[0], counts[1], decoder.weights[0], decoder.biases[0]))
+        return ProfileSums.of_linear(parts, truth)
 
-        def predicted_columns(chosen: slice) -> F32:
-            out = np.empty((n, len(range(*chosen.indices(g)))), dtype=np.float32)
-            for part in row_blocks(n, decoders.width):
-                out[part] = decoders.predict_genes(rows[part], chosen)
-            return out
 
-        spearman = spearman_by_gene(predicted_columns, truth, n, g)
-        by_pearson, by_spearman = _correlation_influence(inputs.params, predicted_columns, truth, spearman, n, g)
-    integrity: StructuralIntegrity | NotComputable
-    try:
-        integrity = sums.result()
-    except NotComputable as why:
-        integrity = why
-    grand = plain.mean()
-    scored = np.bincount(batch, weights=control, minlength=len(present)) > 0
-    labels, units = batch_and_perturbation(samples, rows)
-    contributions = Contributions(
-        labels=labels,
-        codes=units,
-        squared=squared,
-        absolute=absolute,
-        total=plain_squares - 2 * grand * plain + grand**2,
-        pearson=by_pearson,
-        spearman=by_spearman,
-        distance=_norm_parts(residual, batch, units[1], control, scored),
-        maximum=2 * _norm_parts(structure, batch, units[1], control, scored),
-    )
-    return Decoded(
-        genes=genes,
-        batches=names[present],
-        samples=contributions,
-        moments=moments,
-        spearman=spearman,
-        integrity=integrity,
-        profiles=_profile_scores(profiles, groups, int((group < -1).sum())),
-        params=inputs.params,
-        notes=notes,
-    )
+class _Scoring:
+    """One embedding's predictions held against the measured expression, block by block; no prediction is kept."""
+
+    def __init__(
+        self,
+        inputs: TaskInputs,
+        parts: Sequence[tuple[Decoder, Ints]],
+        scored: Scored,
+        truth: Measured,
+        notes: tuple[str, ...],
+    ) -> None:
+        self.inputs, self.scored, self.truth, self.notes = inputs, scored, truth, notes
+        n, g = truth.n, truth.g
+        self.decoders = _Decoders(inputs.embedding, scored.rows, parts)
+        self.moments = GeneMoments(g)
+        self.sums = IntegritySums(g, scored.n_batches)
+        self.squared, self.absolute, self.residual = np.zeros((3, n))
+        self.linear = self.decoders.linear
+        self.profiles = (
+            self.decoders.profiles(scored, truth.profiles)
+            if self.linear
+            else ProfileSums(g, len(scored.groups), scored.n_batches, truth=truth.profiles)
+        )
+        self.centre = self._control_errors()
+        self.spearman: Spearman | None = None
+
+    def _control_errors(self) -> F32:
+        """Mean over the controls of every batch of the decoder's error: (n_batches, g)."""
+        scored, g = self.scored, self.truth.g
+        total = np.zeros((scored.n_batches, g))
+        rows = np.flatnonzero(scored.control)
+        for part in row_blocks(len(rows), g):
+            np.add.at(total, scored.batch[rows[part]], self.decoders.predict(rows[part]))
+        count = np.bincount(scored.batch[rows], minlength=scored.n_batches)[:, None]
+        return np.asarray(total / np.maximum(1, count) - self.truth.centre, dtype=np.float32)
+
+    def add(self, part: slice, block: Any) -> None:
+        """Score some samples."""
+        scored, g = self.scored, self.truth.g
+        predicted = self.decoders.predict(part)
+        self.moments.add(predicted, block)
+        self.sums.add(predicted, block, scored.batch[part], scored.control[part])
+        if not self.linear:
+            self.profiles.add(predicted, block, scored.group[part], scored.batch[part])
+        error = predicted - block
+        self.squared[part] = np.einsum("ij,ij->i", error, error, dtype=np.float64) / g
+        self.absolute[part] = np.abs(error).mean(axis=1, dtype=np.float64)
+        error -= self.centre[scored.batch[part]]
+        self.residual[part] = np.einsum("ij,ij->i", error, error, dtype=np.float64)
+
+    def finish(self, genes: Strings) -> Decoded:
+        """Give the scores' parts."""
+        assert self.spearman is not None  # given before
+        scored, truth = self.scored, self.truth
+        by_pearson, by_spearman = self._correlation_influence(self.spearman)
+        integrity: StructuralIntegrity | NotComputable
+        try:
+            integrity = self.sums.result()
+        except NotComputable as why:
+            integrity = why
+        grand = truth.plain.mean()
+        used = np.bincount(scored.batch, weights=scored.control, minlength=scored.n_batches) > 0
+        labels, units = batch_and_perturbation(self.inputs.samples, scored.rows)
+        contributions = Contributions(
+            labels=labels,
+            codes=units,
+            squared=self.squared,
+            absolute=self.absolute,
+            total=truth.plain_squares - 2 * grand * truth.plain + grand**2,
+            pearson=by_pearson,
+            spearman=by_spearman,
+            distance=_norm_parts(self.residual, scored.batch, units[1], scored.control, used),
+            maximum=2 * _norm_parts(truth.structure, scored.batch, units[1], scored.control, used),
+        )
+        return Decoded(
+            genes=genes,
+            batches=scored.batches,
+            samples=contributions,
+            moments=self.moments,
+            spearman=self.spearman,
+            integrity=integrity,
+            profiles=_profile_scores(self.profiles, scored.groups, int((scored.group < -1).sum())),
+            params=self.inputs.params,
+            notes=self.notes,
+        )
+
+    def _correlation_influence(self, spearman: Spearman) -> tuple[F64, F64]:
+        """Influence of every sample on the means of Pearson and Spearman, over evenly spaced genes: (n,) each."""
+        n, g, step = self.truth.n, self.truth.g, self.truth.step
+        counted = np.ones(g, dtype=bool) if self.inputs.params.constant_truth == "zero" else ~spearman.constant_true
+        counted = counted[::step]
+        total = np.zeros((2, n))
+        for start in range(0, len(counted), GENE_TILE):
+            genes = slice(start * step, min(g, (start + GENE_TILE) * step), step)
+            predicted = self.decoders.columns(genes)
+            for k in np.flatnonzero(counted[start : start + GENE_TILE]):
+                total += correlation_influence(predicted[k], np.asarray(self.truth.sampled[start + k]))
+        total /= max(1, int(counted.sum()))
+        return total[0], total[1]
 
 
 #: Column of the table of profiles -> what the effects are relative to.
@@ -359,26 +489,6 @@ REFERENCES: Mapping[str, ProfileReference] = {
     "pearson_delta": "controls",
     "pearson_delta_perturbed_mean": "perturbed",
 }
-
-
-def _profile_groups(
-    inputs: TaskInputs, rows: Ints, batch: Ints, n_batches: int, n_genes: int
-) -> tuple[pd.DataFrame, ProfileSums, Ints]:
-    """Perturbations (within cell lines) of the scored samples, empty sums, and the group of each sample.
-
-    Groups: -1 for controls, -2 for samples in batches without one.
-    """
-    samples = inputs.samples
-    control = samples.is_control[rows]
-    lines = samples.cell_lines if samples.cell_lines is not None else np.asarray([""])
-    blocks = cell_lines(samples, inputs.params.blocks)
-    line = samples.cell_line[rows] if len(blocks) > 1 and samples.cell_line is not None else np.zeros_like(rows)
-    cells, group = np.unique(samples.perturbation[rows] * len(lines) + line, return_inverse=True)
-    usable = np.bincount(batch, weights=control, minlength=n_batches)[batch] > 0
-    table = pd.DataFrame({"perturbation": samples.perturbations[cells // len(lines)]})
-    table["cell_line"] = lines[cells % len(lines)] if len(blocks) > 1 else ""
-    codes = np.where(usable, np.where(control, -1, group.reshape(-1)), -2)
-    return table, ProfileSums(n_genes, len(cells), n_batches), codes.astype(np.int64)
 
 
 def _profile_scores(profiles: ProfileSums, groups: pd.DataFrame, left_out: int) -> ProfileScores:
@@ -396,19 +506,6 @@ def _profile_scores(profiles: ProfileSums, groups: pd.DataFrame, left_out: int) 
     if "n_samples" in table:
         table = table[table["n_samples"] > 0].reset_index(drop=True)
     return ProfileScores(table, constant, reasons, left_out)
-
-
-def _control_means(
-    expression: Expression, decoders: _Decoders, rows: Ints, batch: Ints, n_batches: int
-) -> tuple[F32, F32]:
-    """Mean over the controls of every batch of the decoder's error and of the truth: (n_batches, g) each."""
-    error, truth = np.zeros((2, n_batches, len(expression.genes)))
-    for part, block in expression.blocks(rows):
-        predicted = decoders.predict(rows[part])
-        np.add.at(error, batch[part], predicted - block)
-        np.add.at(truth, batch[part], block)
-    n = np.maximum(1, np.bincount(batch, minlength=n_batches))[:, None]
-    return (error / n).astype(np.float32), (truth / n).astype(np.float32)
 
 
 def _norm_parts(squares: F64, batch: Ints, level: Ints, control: Bools, scored: Bools) -> F64:
@@ -434,26 +531,6 @@ def _norm_parts(squares: F64, batch: Ints, level: Ints, control: Bools, scored: 
     part = np.where(apart, linear, norm[inside] - without)
     left = norm - np.bincount(inside, weights=part, minlength=len(scored))
     return np.asarray((part / number)[cell] + (left / np.maximum(n, 1))[batch])
-
-
-def _correlation_influence(
-    params: ReconstructionParams,
-    predicted_columns: Callable[[slice], F32],
-    truth: ColumnStore,
-    spearman: Spearman,
-    n: int,
-    g: int,
-) -> tuple[F64, F64]:
-    """Influence of every sample on the means of Pearson and Spearman, over evenly spaced genes: (n,) each."""
-    step = max(1, math.ceil(n * g / INFLUENCE_ELEMENTS))
-    genes = slice(0, g, step)
-    counted = np.ones(g, dtype=bool) if params.constant_truth == "zero" else ~spearman.constant_true
-    predicted, true = predicted_columns(genes), truth(genes)
-    total = np.zeros((2, n))
-    for k in np.flatnonzero(counted[genes]):
-        total += correlation_influence(predicted[:, k], true[:, k])
-    total /= max(1, int(counted[genes].sum()))
-    return total[0], total[1]
 
 
 def _gene_score(decoded: Decoded, values: F64, by_sample: F64, *, correlation: bool) -> Score:
@@ -584,6 +661,20 @@ def _details(decoded: Decoded) -> dict[str, pd.DataFrame]:
     return tables
 
 
+def _memory(sizes: Sizes, params: ReconstructionParams) -> int:
+    """Sums per batch, products of embedding and expression or a trained decoder's layers, sums per sample."""
+    d, g = sizes.d, sizes.genes
+    per_batch = 8 * 4 * sizes.batches * g
+    if params.decoder in CLOSED_FORM:
+        decoder = 8 * (3 if params.decoder == "least_squares" else 5) * d * g
+        profiles = 8 * sizes.perturbations * d
+    else:
+        widths = (d, *hidden_widths(params.decoder, d, g, params.hidden or None), g)
+        decoder = 16 * sum((a + 1) * b for a, b in itertools.pairwise(widths))
+        profiles = 0 if params.decoder == "linear" else 8 * sizes.perturbations * g
+    return per_batch + decoder + profiles + 200 * sizes.heldout + 4 * sizes.batches * g
+
+
 TASK = Task(
     name="reconstruction",
     level=6,
@@ -592,6 +683,10 @@ TASK = Task(
     limits="Predicting every gene's mean has a low error; the noise of the scored samples is in their embedding too.",
     params=ReconstructionParams,
     prepare=prepare,
+    together=prepare_together,
+    shares=lambda params: params.decoder in CLOSED_FORM,
+    memory=_memory,
+    version=2,
     metrics=(
         Metric(
             name="spearman",
