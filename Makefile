@@ -17,12 +17,13 @@ endif
 # MkDocs 2 is not what is pinned here.
 export NO_MKDOCS_2_WARNING := 1
 
-.PHONY: help demo test check docs screenshots clean
+.PHONY: help demo test check bench docs screenshots clean
 
 help:
 	@echo "make demo    run the benchmark on a small real screen (a few minutes)"
 	@echo "make test    run the tests"
 	@echo "make check   lint, types, import rules, documentation"
+	@echo "make bench   every kernel against named alternatives, every level at rising sizes: hours; make bench BENCH=--quick"
 	@echo "make docs    build the documentation into site/"
 	@echo "make screenshots    pictures of the demo's report, wide and narrow, light and dark (needs Chromium)"
 	@echo "make clean   remove what the targets made"
@@ -40,6 +41,11 @@ check: $(VENV)/.installed-dev
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/mkdocs build --strict --quiet
+
+# Goes on where it was stopped. Screens of up to 2 million cells take 20 GB in .bench/; without them: make bench BENCH=
+BENCH ?= --growth 50000 200000 800000 1980000
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.bench $(BENCH)
 
 docs: $(VENV)/.installed-dev
 	$(BIN)/mkdocs build --strict
@@ -64,4 +70,8 @@ $(VENV)/.installed: pyproject.toml constraints.txt | $(BIN)/python
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt | $(BIN)/python
 	$(PIP) -e '.[test,check,docs]'
+	@touch $@ $(VENV)/.installed
+
+$(VENV)/.installed-bench: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) -e '.[bench]'
 	@touch $@ $(VENV)/.installed
