@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 __all__ = ["exact_products", "product_on"]
 
@@ -18,6 +17,8 @@ Array = npt.NDArray[Any]
 @contextmanager
 def exact_products() -> Iterator[None]:
     """Let no product of float32 matrices be rounded to TF32 within the block, whatever the process has chosen."""
+    import torch
+
     backends = torch.backends.cuda.matmul
     before = backends.allow_tf32
     backends.allow_tf32 = False
@@ -31,6 +32,8 @@ def product_on(device: str, a: Array, b: Array) -> Array:
     """a @ b of two float32 or two float64 matrices on a device of torch; "cpu" is numpy."""
     if device == "cpu":
         return np.asarray(a @ b)
+    import torch
+
     with exact_products():
         left, right = (torch.from_numpy(np.ascontiguousarray(side)).to(device) for side in (a, b))
         return np.asarray((left @ right).cpu().numpy())

@@ -7,8 +7,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from txeval.compute.arrays import BLOCK_ELEMENTS, F64, Ints, Rows, row_blocks
+from txeval.compute.devices import exact_products, product_on
 from txeval.compute.groups import SetDraws, as_codes, checked_matrix, read_rows
 from txeval.compute.jit import jit
 
@@ -16,6 +18,8 @@ __all__ = ["Reference", "distance_sums", "group_energies", "set_energies_reach",
 
 #: Rows of a tile; fixed, so that a distance is computed by the same calls whatever the size of a reading block.
 TILE = 256
+#: The same on another device than the CPU.
+TILE_ELSEWHERE = 4096
 #: A draw of at most so many samples is turned into one matrix of distances that all groups share.
 SHARED_SLOTS = 3000
 
@@ -71,26 +75,60 @@ def _tiled_sum(x: Array) -> F64:
     return np.asarray(sum(x[a : a + TILE].sum(axis=0, dtype=np.float64) for a in range(0, len(x), TILE)))
 
 
-def _distances(x: Array, y: Array, *, same: bool = False) -> tuple[Array, F64]:
-    """Distances (m, k) between the rows of two small sets, and their sums by row."""
-    dots = x @ y.T
+def _distances(x: Array, y: Array, *, same: bool = False, device: str = "cpu") -> tuple[Array, F64]:
+    """Distances (m, k) between the rows of two small sets, and their sums by row; products are taken on the device."""
+    dots = product_on(device, x, y.T)
     sums = np.empty(len(x))
     xx = _squares(x)
     _tile(dots, x, y, xx, xx if same else _squares(y), same, _close(x.dtype), sums)
     return dots, sums
 
 
-def distance_sums(x: Array, y: Array) -> F64:
-    """Sum of the euclidean distances of each row of x (m, d) to all rows of y (k, d): (m,) float64."""
+def _sums_elsewhere(x: torch.Tensor, y: torch.Tensor, *, same: bool = False) -> torch.Tensor:
+    """Sums by row of the distances (m, k) between float64 rows, on their device."""
+    with exact_products():
+        square = (x * x).sum(dim=1)[:, None] + (y * y).sum(dim=1) - 2 * (x @ y.t())
+    roots = square.clamp_(min=0).sqrt_()
+    if same:
+        roots.fill_diagonal_(0)
+    return roots.sum(dim=1)
+
+
+def _tiles_elsewhere(x: Array, device: str) -> list[torch.Tensor]:
+    """Rows as float64 on a device, in tiles that are large enough for it."""
+    moved = torch.from_numpy(np.ascontiguousarray(x, dtype=np.float64)).to(device)
+    return [moved[a : a + TILE_ELSEWHERE] for a in range(0, len(moved), TILE_ELSEWHERE)]
+
+
+def distance_sums(x: Array, y: Array, *, device: str = "cpu") -> F64:
+    """Sum of the euclidean distances of each row of x (m, d) to all rows of y (k, d): (m,) float64.
+
+    On a device they are float64 throughout, which agrees with the float32 distances of the CPU to about 1e-6.
+    """
+    if device != "cpu":
+        tiles = _tiles_elsewhere(y, device)
+        found = [
+            torch.stack([_sums_elsewhere(one, other) for other in tiles]).sum(dim=0).cpu().numpy()
+            for one in _tiles_elsewhere(x, device)
+        ]
+        return np.concatenate(found) if found else np.empty(0)
     out = np.empty(len(x))
     for a in range(0, len(x), TILE):
         out[a : a + TILE] = _distances(x[a : a + TILE], y)[1]
     return out
 
 
-def within_sum(x: Array) -> float:
+def within_sum(x: Array, *, device: str = "cpu") -> float:
     """Sum of the euclidean distances of all ordered pairs of rows of x (m, d), the diagonal exactly zero."""
     centred = x - (_tiled_sum(x) / len(x)).astype(x.dtype)
+    if device != "cpu":
+        tiles = _tiles_elsewhere(centred, device)
+        whole = torch.zeros((), dtype=torch.float64, device=device)
+        for i, one in enumerate(tiles):
+            whole += _sums_elsewhere(one, one, same=True).sum()
+            for other in tiles[i + 1 :]:
+                whole += 2 * _sums_elsewhere(one, other).sum()
+        return float(whole)
     total = 0.0
     for a in range(0, len(x), TILE):
         total += float(_distances(centred[a : a + TILE], centred[a : a + TILE], same=True)[1].sum())
@@ -111,24 +149,27 @@ class Reference:
         (k, d) controls minus `centre`.
     within
         Mean distance of all ordered pairs of controls, a control with itself included.
+    device
+        Of torch: where distances are computed.
     """
 
     centre: F64
     points: Array
     within: float
+    device: str = "cpu"
 
     @classmethod
-    def of_rows(cls, X: Rows, rows: Ints) -> Reference:
+    def of_rows(cls, X: Rows, rows: Ints, *, device: str = "cpu") -> Reference:
         """Read the controls and compute their own term once."""
         points = read_rows(X, rows)
         centre = points.mean(axis=0, dtype=np.float64)
         points = np.ascontiguousarray(points - centre.astype(points.dtype))
-        return cls(centre, points, within_sum(points) / len(points) ** 2)
+        return cls(centre, points, within_sum(points, device=device) / len(points) ** 2, device)
 
     def mean_distances(self, x: Array) -> F64:
         """Mean distance of each row of x to the controls: (m,) float64."""
         moved = (x - self.centre.astype(x.dtype)).astype(self.points.dtype, copy=False)
-        return distance_sums(moved, self.points) / len(self.points)
+        return distance_sums(moved, self.points, device=self.device) / len(self.points)
 
 
 def group_energies(
@@ -190,12 +231,14 @@ def group_energies(
             for g, b in zip(batch, ends, strict=True):
                 x = block[b - counts[g] : b]
                 cross = _tiled_cross(x, reference) / len(x)
-                energy[g] = 2 * cross - within_sum(x) / len(x) ** 2 - reference.within
+                energy[g] = 2 * cross - within_sum(x, device=reference.device) / len(x) ** 2 - reference.within
         at = end
     return counts, energy
 
 
 def _tiled_cross(x: Array, reference: Reference) -> float:
+    if reference.device != "cpu":
+        return float(reference.mean_distances(x).sum())
     return float(sum(reference.mean_distances(x[a : a + TILE]).sum() for a in range(0, len(x), TILE)))
 
 
@@ -215,9 +258,10 @@ def _large_energy(X: Rows, rows: Ints, reference: Reference) -> float:
     within = 0.0
     for i, tile in enumerate(tiles):
         x = read_rows(X, tile) - centre
-        within += float(_distances(x, x, same=True)[1].sum())
+        within += float(_distances(x, x, same=True, device=reference.device)[1].sum())
         for other in tiles[i + 1 :]:
-            within += 2 * float(_distances(x, read_rows(X, other) - centre)[1].sum())
+            y = read_rows(X, other) - centre
+            within += 2 * float(_distances(x, y, device=reference.device)[1].sum())
     return 2 * cross / n - within / n**2 - reference.within
 
 
@@ -311,11 +355,11 @@ def set_energies_reach(
             if shared:
                 x = read_rows(X, drawn)
                 x = x - x.mean(axis=0, dtype=np.float64).astype(x.dtype)
-                _prefix_block_sums(_distances(x, x, same=True)[0], sets.slot_starts, prefix)
+                _prefix_block_sums(_distances(x, x, same=True, device=reference.device)[0], sets.slot_starts, prefix)
                 _shared_within(prefix, sets.indptr, last, sum_within)
             else:
                 for g, slots in enumerate(own):
-                    sum_within[g] = within_sum(read_rows(X, drawn[slots]))
+                    sum_within[g] = within_sum(read_rows(X, drawn[slots]), device=reference.device)
             mean_cross = sum_cross / sizes
             energy = 2 * mean_cross - sum_within / sizes**2 - reference.within
             # Equal sets must count as equal in spite of rounding.

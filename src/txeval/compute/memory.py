@@ -22,6 +22,7 @@ __all__ = [
     "WORKING_LEAST",
     "WORKING_MOST",
     "allocate",
+    "allowed",
     "bounded",
     "column_elements",
     "held_bytes",
@@ -36,6 +37,7 @@ WORKING_MOST = 4 * 2**30
 #: Blocks of the fixed size, in float32 and float64 at once, and what is made of them.
 WORKING_LEAST = 256 * 2**20
 
+_allowed: ContextVar[int] = ContextVar("allowed", default=2**62)
 _working: ContextVar[int] = ContextVar("working", default=WORKING_MOST)
 _scratch: ContextVar[Path | None] = ContextVar("scratch", default=None)
 
@@ -52,12 +54,19 @@ def bounded(size: int, scratch: Path | None = None) -> Iterator[None]:
         Where temporary files go; None: the system's temporary folder.
     """
     sized = _working.set(min(WORKING_MOST, max(WORKING_LEAST, size)))
+    whole = _allowed.set(size)
     placed = _scratch.set(scratch)
     try:
         yield
     finally:
+        _allowed.reset(whole)
         _working.reset(sized)
         _scratch.reset(placed)
+
+
+def allowed() -> int:
+    """Bytes that a step may take in all, for what it makes and for its blocks."""
+    return _allowed.get()
 
 
 def working() -> int:

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from scipy import sparse
 
 from txeval.compute.arrays import F64, Ints, Rows, row_blocks, take_rows
+from txeval.compute.devices import exact_products
 from txeval.compute.jit import jit
 from txeval.errors import InputError
 
@@ -118,7 +119,12 @@ def int8_gemm_is_exact() -> bool:
 
 
 def gram(
-    blocks: Iterable[Any], g: int, *, kernel: Kernel | None = None, panel_rows: int | None = None
+    blocks: Iterable[Any],
+    g: int,
+    *,
+    kernel: Kernel | None = None,
+    panel_rows: int | None = None,
+    device: str = "cpu",
 ) -> tuple[int, F64, F64]:
     """Mean and centred scatter of a matrix that arrives in blocks of rows.
 
@@ -139,6 +145,8 @@ def gram(
         short enough to be exact.
     panel_rows
         Rows gathered before a product is taken.
+    device
+        Of torch: where panels are multiplied and summed. Small counts are then float32 panels, which are exact too.
 
     Returns
     -------
@@ -149,8 +157,10 @@ def gram(
     InputError
         Where a value is NaN or infinite, or there is no row.
     """
-    integers = _Integers(g, kernel or ("int8" if int8_gemm_is_exact() else "float32"), panel_rows)
-    floats = _Floats(g, panel_rows)
+    if device != "cpu":
+        kernel = "float32"
+    integers = _Integers(g, kernel or ("int8" if int8_gemm_is_exact() else "float32"), panel_rows, device)
+    floats = _Floats(g, panel_rows, device)
     for block in blocks:
         if block.shape[0] == 0:
             continue
@@ -195,12 +205,36 @@ def _dense(block: Any, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     return np.asarray(block).astype(dtype)
 
 
+class _Elsewhere:
+    """Sum of X^T X of panels (m, g), kept on a device in float64."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.total: Any = None
+
+    def add(self, panel: npt.NDArray[Any]) -> None:
+        """Multiply a panel and add it."""
+        import torch
+
+        with exact_products():
+            x = torch.from_numpy(np.ascontiguousarray(panel)).to(self.device)
+            product = x.t() @ x
+            self.total = product.double() if self.total is None else self.total.add_(product)
+
+    def finish(self, gram: F64) -> None:
+        """Add the sum to a matrix in memory, and free it."""
+        if self.total is not None:
+            gram += self.total.cpu().numpy()
+            self.total = None
+
+
 class _Integers:
     """Exact X^T X of integers: upper triangle of small values by panels, corrections for large ones."""
 
-    def __init__(self, g: int, kernel: Kernel, panel_rows: int | None) -> None:
+    def __init__(self, g: int, kernel: Kernel, panel_rows: int | None, device: str) -> None:
         self.g = g
         self.kernel = kernel
+        self.elsewhere = None if device == "cpu" else _Elsewhere(device)
         wanted = panel_rows or max(512, 64_000_000 // max(g, 1))
         # torch's int8 product is wrong for panels of a single row (torch 2.13), so that these are kept longer.
         low, high = (1, _EXACT_F32_ROWS) if kernel == "float32" else (64, 8192)
@@ -288,7 +322,9 @@ class _Integers:
     def _flush(self) -> None:
         if self.filled == 0 or self.panel is None or self.gram is None:
             return
-        if self.kernel == "float32":
+        if self.elsewhere is not None:
+            self.elsewhere.add(self.panel[: self.filled])
+        elif self.kernel == "float32":
             panel = self.panel[: self.filled]
             self.gram += panel.T @ panel
         else:
@@ -306,6 +342,8 @@ class _Integers:
         self._flush()
         if self.gram is None:
             return None
+        if self.elsewhere is not None:
+            self.elsewhere.finish(self.gram)
         mean = self.total / self.n
         _mirror(self.gram)
         for start in range(0, self.g, _TILE):
@@ -319,9 +357,10 @@ class _Integers:
 class _Floats:
     """X^T X of any values around the mean of the first block, in panels summed in float64."""
 
-    def __init__(self, g: int, panel_rows: int | None) -> None:
+    def __init__(self, g: int, panel_rows: int | None, device: str) -> None:
         self.g = g
         self.panel_rows = panel_rows or 1024
+        self.elsewhere = None if device == "cpu" else _Elsewhere(device)
         self.n = 0
         self.shift: F64 | None = None
         self.total = np.zeros(g)
@@ -347,12 +386,17 @@ class _Floats:
             return
         panel = self.pending[0] if len(self.pending) == 1 else np.concatenate(self.pending)
         self.pending.clear()
-        self.gram += panel.T @ panel
+        if self.elsewhere is not None:
+            self.elsewhere.add(panel)
+        else:
+            self.gram += panel.T @ panel
 
     def finish(self) -> Moments | None:
         self._flush()
         if self.gram is None or self.shift is None:
             return None
+        if self.elsewhere is not None:
+            self.elsewhere.finish(self.gram)
         offset = self.total / self.n
         for start in range(0, self.g, _TILE):
             rows = slice(start, min(start + _TILE, self.g))

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Bools, Ints, Rows, row_blocks, take_rows
+from txeval.compute.devices import exact_products
 from txeval.compute.groups import checked_matrix
 from txeval.compute.jit import jit
 from txeval.compute.products import product
@@ -38,6 +39,9 @@ _LARGEST = 1e30
 _SMALL = 1024
 #: A tile of 2 MiB stays in a core's cache between the product and the filter.
 _TILE_QUERIES = 512
+#: The same on another device than the CPU, and the products (1 GiB) that are held there at once.
+_QUERIES_ELSEWHERE = 8192
+_PRODUCTS_ELSEWHERE = 2**28
 _TILE_REFERENCE = 1024
 
 
@@ -276,6 +280,9 @@ class NeighbourIndex:
         limit = max_elements or BLOCK_ELEMENTS
         width = min(_TILE_REFERENCE, self.n, max(32, limit // 32))
         step = min(_TILE_QUERIES, max(1, limit // width))
+        if device != "cpu":
+            # One whole row of products per query.
+            step = max(1, min(_QUERIES_ELSEWHERE, _PRODUCTS_ELSEWHERE // self.n))
         parts = [slice(start, min(start + step, len(queries))) for start in range(0, len(queries), step)]
 
         def answer(part: slice) -> None:
@@ -345,7 +352,8 @@ class NeighbourIndex:
         room = min(self.n, k + 64 + k // 8)
         if self._elsewhere is None or self._elsewhere.device.type != device.type:
             self._elsewhere = torch.from_numpy(self._points).to(device)
-        products = torch.from_numpy(placed).to(device) @ self._elsewhere.t()
+        with exact_products():
+            products = torch.from_numpy(placed).to(device) @ self._elsewhere.t()
         columns = products.topk(room, dim=1, largest=False, sorted=False).indices.sort(dim=1).values
         values = products.gather(1, columns).cpu().numpy()
         # A point that ties with the last one kept may have been left out: the threshold lies just below it.

@@ -12,6 +12,8 @@ import scipy.sparse.linalg
 from scipy import sparse
 
 from txeval.compute.arrays import F64
+from txeval.compute.devices import product_on
+from txeval.compute.memory import allowed
 from txeval.compute.moments import gram
 from txeval.compute.random import stream
 from txeval.data.expression import LogNormExpression
@@ -27,6 +29,9 @@ __all__ = ["EMBEDDERS", "INPUTS", "PCA", "principal_axes"]
 
 #: What a PCA may be fitted on.
 INPUTS = ("counts", "lognorm", "as_is")
+
+#: Matrices of genes x genes in float64 that are in memory at once.
+SCATTERS = 1.5
 
 #: Up to here LAPACK's dense solver is at least as fast as Lanczos iteration.
 _DENSE_GENES = 3000
@@ -90,7 +95,7 @@ class PCA:
         """Fit by blocks, then project by blocks into a memory-mapped file."""
         _check(screen, options)
         n, g = screen.n, screen.n_genes
-        needed, free = g * g * 8 * 1.25, psutil.virtual_memory().available
+        needed, free = int(g * g * 8 * SCATTERS), min(psutil.virtual_memory().available, allowed())
         if needed > free:
             raise InputError(
                 f"PCA of {g:,} genes needs {needed / 1e9:.1f} GB for their covariances, {free / 1e9:.1f} GB are free",
@@ -106,7 +111,7 @@ class PCA:
                 yield part, block
                 context.progress(part.stop, n, text)
 
-        n_used, mean, scatter = gram((block for _, block in blocks("PCA: moments")), g)
+        n_used, mean, scatter = gram((block for _, block in blocks("PCA: moments")), g, device=context.device)
         total = float(np.trace(scatter))
         if n_used < 2 or not total > 0:
             raise InputError(
@@ -126,7 +131,7 @@ class PCA:
             for part, block in blocks("PCA: projection"):
                 # Centred before the product: after it, the digits of a small component would be gone.
                 dense = block.toarray() if sparse.issparse(block) else block
-                out[part] = (dense - mean32) @ axes32 + correction
+                out[part] = product_on(context.device, dense - mean32, axes32) + correction
         share = values / total
         return Embedding(
             NpyRows(path),

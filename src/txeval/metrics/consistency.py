@@ -321,10 +321,12 @@ def group_energy(
     min_samples: int = 5,
     seed: int = 0,
     max_elements: int | None = None,
+    device: str = "cpu",
 ) -> F64:
     """Energy distance of every group to at most `max_controls` controls.
 
-    Formula: `txeval.compute.energy.group_energies`; controls: `choose_controls`.
+    Formula: `txeval.compute.energy.group_energies`; controls: `choose_controls`. On another `device` of torch than the
+    CPU distances are float64 and not float32; results agree to about 1e-6 of the mean distance.
 
     Returns
     -------
@@ -332,7 +334,8 @@ def group_energy(
     """
     matrix = checked_matrix(X)
     control = _flags(is_control, matrix.shape[0])
-    reference = Reference.of_rows(matrix, choose_controls(matrix, control, max_controls=max_controls, seed=seed))
+    chosen = choose_controls(matrix, control, max_controls=max_controls, seed=seed)
+    reference = Reference.of_rows(matrix, chosen, device=device)
     return group_energies(matrix, codes, n_groups, reference, min_samples=min_samples, max_elements=max_elements)[1]
 
 
@@ -349,6 +352,7 @@ def magnitude_permutation_p(
     max_controls: int = 1000,
     max_set: int = MAX_SET,
     seed: int = 0,
+    device: str = "cpu",
 ) -> F64:
     """p-values of energy distances against random sets of perturbed samples with the same batches.
 
@@ -362,6 +366,8 @@ def magnitude_permutation_p(
         (n_groups,) distances from `group_energy` with the same controls and seed.
     max_set
         See above.
+    device
+        Of torch: where distances are computed; the same as that of `energy`.
 
     Returns
     -------
@@ -371,7 +377,8 @@ def magnitude_permutation_p(
     codes = as_codes(codes, matrix.shape[0], len(labels))
     groups, energy = _checked_groups(groups, energy, len(labels), draws)
     control = _flags(is_control, matrix.shape[0])
-    reference = Reference.of_rows(matrix, choose_controls(matrix, control, max_controls=max_controls, seed=seed))
+    chosen = choose_controls(matrix, control, max_controls=max_controls, seed=seed)
+    reference = Reference.of_rows(matrix, chosen, device=device)
     sets = SetDraws.of_groups(matrix, codes, batch, groups, max_samples=max_set)
     observed = energy[groups].copy()
     strata = encode(batch, matrix.shape[0], name="batch")[0]

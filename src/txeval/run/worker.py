@@ -25,6 +25,7 @@ import torch
 
 from txeval._version import __version__
 from txeval.compute.arrays import Ints, Rows
+from txeval.compute.devices import exact_products
 from txeval.compute.intervals import Units, interval, units_to_frame
 from txeval.compute.machine import own_memory
 from txeval.compute.memory import WORKING_LEAST, WORKING_MOST, bounded
@@ -69,7 +70,7 @@ class Setup:
 
     def working(self, fixed: int = 0) -> int:
         """Bytes that are left to a step beside the process itself and what the step needs for its result."""
-        return WORKING_MOST if self.memory is None else self.memory - PROCESS_BYTES - fixed
+        return 2**62 if self.memory is None else self.memory - PROCESS_BYTES - fixed
 
 
 @dataclass(frozen=True)
@@ -182,7 +183,9 @@ class Worker:
         self.screen = setup.screen
         self.store = Store(setup.folder, warn)
         self._embeddings = Kept(2)
-        self._fitted = Kept(4, max(WORKING_LEAST, setup.working()) // 4, lambda fitted: fitted.nbytes)
+        self._fitted = Kept(
+            4, max(WORKING_LEAST, min(WORKING_MOST, setup.working())) // 4, lambda fitted: fitted.nbytes
+        )
         self._splits: dict[str, Ints] | None = None
         self._relations: Mapping[str, pd.DataFrame] | None = None
         self._expression: LogNormExpression | None = None
@@ -199,7 +202,8 @@ class Worker:
     def do(self, job: EmbeddingJob | Cell | CellGroup, progress: Callable[[str], None] = lambda text: None) -> Report:
         """Do one job; raises only for a disk that cannot be written to, and InputError of an embedding."""
         cells = () if isinstance(job, EmbeddingJob) else job.cells if isinstance(job, CellGroup) else (job,)
-        with bounded(self.setup.working(sum(map(self._fixed, cells))), self.store.scratch):
+        fixed = sum(map(self._fixed, cells))
+        with bounded(self.setup.working(fixed), self.store.scratch), exact_products():
             if isinstance(job, EmbeddingJob):
                 return self.embed(job, progress)
             return self.compute_together(job) if isinstance(job, CellGroup) else self.compute(job)

@@ -236,6 +236,7 @@ def _within(inputs: TaskInputs, rows: Ints | None) -> Consistency:
             samples.is_control,
             max_controls=params.max_controls,
             min_samples=params.min_samples,
+            device=inputs.device,
         )
         measured = np.isfinite(energy)
         null_energy = energy[measured & in_null]
@@ -256,6 +257,7 @@ def _within(inputs: TaskInputs, rows: Ints | None) -> Consistency:
                 energy,
                 draws=params.draws,
                 max_controls=params.max_controls,
+                device=inputs.device,
             )
         elif len(null_energy) < params.min_null:
             reason = (
