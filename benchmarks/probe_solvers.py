@@ -210,9 +210,23 @@ def accuracies(ranks: dict[str, Ranks], top: int, weights: np.ndarray) -> np.nda
     return (weights @ hits) / (weights @ size)[:, None]
 
 
-def tau(one: np.ndarray, other: np.ndarray) -> float:
-    """Kendall's tau b."""
-    return float(kendalltau(one, other).statistic)
+def tau(one: np.ndarray, other: np.ndarray, pick: np.ndarray | None = None) -> np.ndarray:
+    """Kendall's tau b of each row of two (draws, embeddings) tables of accuracies.
+
+    Parameters
+    ----------
+    pick
+        (draws, embeddings) embeddings to take instead; pairs of an embedding with itself do not count.
+    """
+    first, second = np.triu_indices(one.shape[1], 1)
+    if pick is not None:
+        one, other = (np.take_along_axis(np.broadcast_to(v, pick.shape), pick, axis=1) for v in (one, other))
+    x, y = (np.sign(v[:, first] - v[:, second]) for v in (one, other))
+    if pick is not None:
+        apart = pick[:, first] != pick[:, second]
+        x, y = x * apart, y * apart
+    size = np.sqrt((x != 0).sum(axis=1) * (y != 0).sum(axis=1))
+    return np.divide((x * y).sum(axis=1), size, out=np.full(len(x), np.nan), where=size > 0)
 
 
 def compared(folder: Path, post: str, top: int) -> list[dict[str, Any]]:
@@ -242,26 +256,15 @@ def compared(folder: Path, post: str, top: int) -> list[dict[str, Any]]:
             "mean_difference": float((mine - base).mean()),
         }
         if (solver, seed) != (RECIPE, 0):
-            over_cells = [tau(a, b) for a, b in zip(base_drawn, mine_drawn, strict=True)]
-            over_embeddings = [_distinct(base[0], mine[0], pick) for pick in chosen]
+            over_cells, over_embeddings = tau(base_drawn, mine_drawn), tau(base, mine, chosen)
             row |= {
-                "tau": tau(base[0], mine[0]),
+                "tau": float(kendalltau(base[0], mine[0]).statistic),
                 "tau_perturbations": [float(q) for q in np.nanquantile(over_cells, (0.025, 0.975))],
                 "tau_embeddings": [float(q) for q in np.nanquantile(over_embeddings, (0.025, 0.975))],
                 **_pairs(base, base_drawn, mine, mine_drawn),
             }
         rows.append(row)
     return rows
-
-
-def _distinct(one: np.ndarray, other: np.ndarray, pick: np.ndarray) -> float:
-    """Tau over the pairs of a bootstrap sample of embeddings that are not one embedding twice."""
-    a, b = one[pick], other[pick]
-    first, second = np.triu_indices(len(pick), 1)
-    apart = pick[first] != pick[second]
-    x, y = (np.sign(v[first] - v[second])[apart] for v in (a, b))
-    both = np.sqrt((x != 0).sum() * (y != 0).sum())
-    return float((x * y).sum() / both) if both else float("nan")
 
 
 def _pairs(base: np.ndarray, base_drawn: np.ndarray, mine: np.ndarray, mine_drawn: np.ndarray) -> dict[str, int]:

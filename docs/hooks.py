@@ -144,6 +144,13 @@ def ranking_results() -> str:
     return _result("ranking.md")
 
 
+def probe_solvers() -> str:
+    """The part of the results on all screens together."""
+    text = _result("probe_solvers.md")
+    start = text.index("### All")
+    return text[start : text.index("### ", start + 4)].partition("\n")[2].strip()
+
+
 def _result(name: str) -> str:
     """A table of benchmarks/results without its title, its headings one level down."""
     path = Path(__file__).parents[1] / "benchmarks" / "results" / name
@@ -183,6 +190,7 @@ GENERATED: dict[str, Callable[[], str]] = {
         parity,
         parity_effects,
         ranking_results,
+        probe_solvers,
         columns,
         commands,
     )
