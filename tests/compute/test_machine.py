@@ -180,3 +180,21 @@ def test_rows_are_the_same_in_memory_and_in_a_file(tmp_path: Path, size: int, mo
         np.testing.assert_array_equal(found, X[rows])
         assert not list(tmp_path.iterdir())
     assert memory.working() == memory.WORKING_MOST
+
+
+def test_pages_of_a_mapped_file_are_given_back_and_keep_what_was_written(tmp_path: Path) -> None:
+    path = tmp_path / "values"
+    memory.allocate(path, 8_000_000)
+    assert path.stat().st_size == 8_000_000
+    values = np.memmap(path, dtype=np.float64, mode="r+", shape=(1000, 1000))
+    values[:] = np.arange(1e6).reshape(1000, 1000)
+    before = psutil.Process().memory_info().rss
+    memory.release(values[3:].T)
+    assert psutil.Process().memory_info().rss < before - 7_000_000
+    assert values.sum() == 499999500000.0
+    memory.release(np.ones(3))
+
+
+def test_a_file_that_does_not_fit_is_an_error_before_anything_is_written(tmp_path: Path) -> None:
+    with pytest.raises(OSError, match=r"No space left|File too large"):
+        memory.allocate(tmp_path / "values", 2**60)

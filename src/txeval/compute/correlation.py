@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from txeval.compute.arrays import F64, Bools
 from txeval.compute.jit import jit
-from txeval.compute.memory import allocate, column_elements, held_bytes, scratch_folder
+from txeval.compute.memory import allocate, column_elements, held_bytes, release, scratch_folder
 from txeval.errors import InputError, NotComputable
 
 __all__ = [
@@ -313,6 +313,7 @@ def rank_columns(columns: Columns, n: int, g: int, path: Path, squares: Path) ->
             ranks = twice_ranks(column)
             out[start + k] = ranks
             sums[start + k] = _square_sum(ranks)
+        release(out)
     out.flush()
     np.save(squares, sums)
 
@@ -345,6 +346,7 @@ def spearman_of_ranks(predictions: Sequence[Columns], ranks: Ranks) -> list[Spea
                 raise InputError("pred holds NaN or infinite values", remedy="remove or fill them")
             for k in range(len(true)):
                 one.add(start + k, pred[k], true[k], float(ranks.squares[start + k]))
+        release(ranks.twice)
     return [one.result() for one in found]
 
 
@@ -463,13 +465,17 @@ class ColumnStore:
             end = min(stop, (tile + 1) * self._tile)
             self._values[tile, :, place : place + end - at] = block[at - start : end - start].T
             at = end
+        if stop // self._tile > start // self._tile:
+            release(self._values)
 
     def __call__(self, genes: slice) -> Array:
         """Columns (n, k)."""
         if len(self._values) == 1:
             return self._values[0, genes, : self.n].T
-        parts = self._values[:, genes]
-        return parts.transpose(1, 0, 2).reshape(parts.shape[1], -1)[:, : self.n].T
+        parts = self._values[:, genes].transpose(1, 0, 2)
+        columns = parts.reshape(parts.shape[0], -1)[:, : self.n].T
+        release(self._values)
+        return columns
 
     def close(self) -> None:
         """Free the memory or remove the file."""

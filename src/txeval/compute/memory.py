@@ -7,14 +7,17 @@ memory and not in a file, and how many embeddings share one pass over the expres
 
 from __future__ import annotations
 
+import mmap
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from txeval.compute.arrays import F32, Ints, Rows, row_blocks, take_rows
 
@@ -27,6 +30,7 @@ __all__ = [
     "column_elements",
     "held_bytes",
     "held_rows",
+    "release",
     "scratch_folder",
     "working",
 ]
@@ -101,6 +105,15 @@ def allocate(path: Path, size: int) -> None:
             file.truncate(size)
 
 
+def release(array: npt.NDArray[Any]) -> None:
+    """Give the pages of a mapped file back to the system; what was written stays, and what is read comes again."""
+    owner: Any = array
+    while owner is not None and not isinstance(owner, mmap.mmap):
+        owner = getattr(owner, "_mmap", None) or getattr(owner, "base", None)
+    if owner is not None and hasattr(mmap, "MADV_DONTNEED"):
+        owner.madvise(mmap.MADV_DONTNEED)
+
+
 def held_rows(matrix: Rows, rows: Ints | None = None) -> F32:
     """Rows of a matrix as a float32 array (m, d): in memory up to `held_bytes`, else mapped from a temporary file.
 
@@ -116,4 +129,5 @@ def held_rows(matrix: Rows, rows: Ints | None = None) -> F32:
             out = np.memmap(file.name, dtype=np.float32, mode="r+", shape=(m, d))
     for part in row_blocks(m, d):
         out[part] = take_rows(matrix, part if rows is None else rows[part])
+    release(out)
     return out

@@ -12,7 +12,7 @@ import numpy as np
 from txeval.compute.arrays import F64, Bools, Ints, row_blocks
 from txeval.compute.groups import checked_matrix, encode
 from txeval.compute.jit import jit
-from txeval.compute.memory import allocate
+from txeval.compute.memory import allocate, release
 from txeval.errors import InputError, NotComputable
 
 __all__ = ["LinearSums", "ProfileReference", "ProfileSums", "ProfileTruth", "Profiles", "pearson_delta"]
@@ -102,6 +102,7 @@ class ProfileTruth:
         """Write out what is mapped."""
         if isinstance(self.sums, np.memmap):
             self.sums.flush()
+            release(self.sums)
 
 
 @dataclass(frozen=True)
@@ -219,6 +220,7 @@ class ProfileSums:
             for rows in self._blocks(mine):
                 decoded, measured = self._effects(rows) - common[:, None]
                 values[rows], constant[rows] = _row_correlations(decoded, measured)
+        release(self._truth.sums)
         if reference == "perturbed" and np.bincount(codes[present]).max() < 3:
             raise NotComputable(f"{len(present)} perturbation(s): too few to subtract their mean")
         return Profiles(values, constant, n, left_out)
