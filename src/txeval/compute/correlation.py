@@ -397,9 +397,9 @@ def correlation_influence(pred: Array, true: Array) -> tuple[F64, F64]:
     def moved(first: int, second: int) -> F64:
         grades = (u, v)
         product = grades[first] * grades[second]
-        return np.asarray(
-            product + above(ranks[first], grades[second]) + above(ranks[second], grades[first]) - 3 * product.mean()
-        )
+        one = above(ranks[first], grades[second])
+        other = one if first == second else above(ranks[second], grades[first])
+        return np.asarray(product + one + other - 3 * product.mean())
 
     var_u, var_v = float((u * u).mean()) - 0.25, float((v * v).mean()) - 0.25
     size = float(np.sqrt(var_u * var_v))

@@ -17,6 +17,7 @@ from txeval.errors import InputError, NotComputable
 
 __all__ = [
     "SetDraws",
+    "add_to_groups",
     "as_codes",
     "canonical_order",
     "checked_matrix",
@@ -156,6 +157,11 @@ def _add_unit_rows(block: Any, codes: Any, sums: Any, counts: Any, nonzero: Any)
             scale = 1.0 / np.sqrt(square)
             for j in range(d):
                 sums[group, j] += block[i, j] * scale
+
+
+def add_to_groups(sums: F64, counts: Ints, block: npt.NDArray[Any], codes: Ints) -> None:
+    """Add rows (m, d) to the sums (n_groups, d) and numbers (n_groups,) of their groups (m,); negative: in no group."""
+    _add_rows(np.ascontiguousarray(block), np.ascontiguousarray(codes, dtype=np.int64), sums, counts)
 
 
 def group_sums(X: Rows, codes: Ints, n_groups: int, *, max_elements: int | None = None) -> tuple[Ints, F64]:

@@ -16,7 +16,7 @@ import pandas as pd
 
 from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Bools, Ints, Strings
 from txeval.compute.correlation import ColumnStore, Ranks, rank_columns
-from txeval.compute.groups import read_rows
+from txeval.compute.groups import add_to_groups, read_rows
 from txeval.compute.memory import scratch_folder
 from txeval.metrics.profiles import ProfileTruth
 from txeval.tasks.base import Expression, TaskInputs
@@ -159,9 +159,9 @@ def _make(folder: Path, expression: Expression, scored: Scored) -> None:
     n, g = len(scored.rows), len(expression.genes)
     control = np.flatnonzero(scored.control)
     centre = np.zeros((scored.n_batches, g))
+    count = np.zeros(scored.n_batches, dtype=np.int64)
     for part, block in expression_blocks(expression, scored.rows[control]):
-        np.add.at(centre, scored.batch[control[part]], block)
-    count = np.bincount(scored.batch[control], minlength=scored.n_batches)
+        add_to_groups(centre, count, block, scored.batch[control[part]])
     centre32 = (centre / np.maximum(1, count)[:, None]).astype(np.float32)
     plain, plain_squares, structure = np.zeros((3, n))
     profiles = ProfileTruth.create(folder / "profiles.npy", g, len(scored.groups), scored.n_batches)

@@ -22,6 +22,7 @@ from txeval.compute.decoder import (
     fit_decoder,
     hidden_widths,
 )
+from txeval.compute.groups import add_to_groups
 from txeval.compute.intervals import Units
 from txeval.compute.memory import bounded, held_rows, scratch_folder, working
 from txeval.errors import NotComputable
@@ -367,18 +368,14 @@ class _Decoders:
         parts = []
         for i, decoder in enumerate(self.decoders):
             sums = np.zeros((len(scored.groups), d)), np.zeros((scored.n_batches, d))
+            counts = np.zeros(len(scored.groups), dtype=np.int64), np.zeros(scored.n_batches, dtype=np.int64)
             mine = np.flatnonzero(self.of == i)
             for block in row_blocks(len(mine), d):
                 rows = mine[block]
                 x = self.embedded[rows] - (0.0 if decoder.centre is None else decoder.centre.astype(np.float64))
                 group, batch = scored.group[rows], scored.batch[rows]
-                np.add.at(sums[0], group[group >= 0], x[group >= 0])
-                np.add.at(sums[1], batch[group == -1], x[group == -1])
-            group, batch = scored.group[mine], scored.batch[mine]
-            counts = (
-                np.bincount(group[group >= 0], minlength=len(scored.groups)),
-                np.bincount(batch[group == -1], minlength=scored.n_batches),
-            )
+                add_to_groups(sums[0], counts[0], x, group)
+                add_to_groups(sums[1], counts[1], x, np.where(group == -1, batch, -1))
             parts.append(LinearSums(sums[0], sums[1], counts[0], counts[1], decoder.weights[0], decoder.biases[0]))
         return ProfileSums.of_linear(parts, truth)
 
@@ -412,12 +409,11 @@ class _Scoring:
     def _control_errors(self) -> F32:
         """Mean over the controls of every batch of the decoder's error: (n_batches, g)."""
         scored, g = self.scored, self.truth.g
-        total = np.zeros((scored.n_batches, g))
+        total, count = np.zeros((scored.n_batches, g)), np.zeros(scored.n_batches, dtype=np.int64)
         rows = np.flatnonzero(scored.control)
         for part in row_blocks(len(rows), g):
-            np.add.at(total, scored.batch[rows[part]], self.decoders.predict(rows[part]))
-        count = np.bincount(scored.batch[rows], minlength=scored.n_batches)[:, None]
-        return np.asarray(total / np.maximum(1, count) - self.truth.centre, dtype=np.float32)
+            add_to_groups(total, count, self.decoders.predict(rows[part]), scored.batch[rows[part]])
+        return np.asarray(total / np.maximum(1, count)[:, None] - self.truth.centre, dtype=np.float32)
 
     def add(self, part: slice, block: Any) -> None:
         """Score some samples."""
