@@ -158,8 +158,8 @@ def mixing(quick: bool) -> Case:
 
     return Case(
         size=(
-            f"{n:,} samples, d 32, {BATCHES} batches, perplexity {PERPLEXITY}; harmonypy searches exactly, scib-metrics by "
-            "pynndescent (approximately)"
+            f"{n:,} samples, d 32, {BATCHES} batches, perplexity {PERPLEXITY}; neighbours of harmonypy exact, of "
+            "scib-metrics by pynndescent (approximate)"
         ),
         ours=Way.of(lambda: ilisi(x, batch, perplexity=PERPLEXITY)),
         others={"harmonypy": Way.of(harmony), "scib-metrics": Way.of(scib)},
