@@ -9,7 +9,17 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from sklearn.metrics.pairwise import cosine_similarity
 
 from txeval.compute import pairs
-from txeval.compute.pairs import lower_count, pair_cosines, pair_position, ranking_scores, tail_thresholds, upper_count
+from txeval.compute.pairs import (
+    COUNTED,
+    extremes,
+    lower_count,
+    order_statistic,
+    pair_cosines,
+    pair_position,
+    ranking_scores,
+    tail_thresholds,
+    upper_count,
+)
 
 
 @pytest.mark.parametrize("max_elements", [None, 1, 37, 500])
@@ -89,6 +99,23 @@ def test_ranking_is_that_of_sklearn(data: st.DataObject) -> None:
     score = np.abs((rankdata(values, "average") - 0.5) / n - 0.5)
     # Compared as integers, so that the oracle sees ties where there are ties.
     score = np.round(score * 2 * n).astype(int)
-    auroc, precision = ranking_scores(np.sort(values), values[positive])
+    auroc, precision = ranking_scores(extremes(np.sort(values), values[positive]))
     assert auroc == pytest.approx(roc_auc_score(positive, score), abs=1e-12)
     assert precision == pytest.approx(average_precision_score(positive, score), abs=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_order_statistics_of_many_values_are_those_of_the_sorted_list(dtype):
+    rng = np.random.default_rng(3)
+    n = COUNTED + 1000
+    many = {
+        "spread": rng.uniform(-1, 1, n),
+        "narrow": np.clip(1e-3 * rng.standard_normal(n), -1, 1),
+        "ties": rng.integers(-3, 4, n) / 3,
+        "constant": np.full(n, 1.0),
+    }
+    for name, values in many.items():
+        values = values.astype(dtype)
+        ordered = np.sort(values)
+        ranks = [0, 1, n // 20, n // 2, n - n // 20 - 1, n - 1]
+        assert order_statistic(values, ranks) == [float(ordered[rank]) for rank in ranks], name

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -10,9 +11,13 @@ import numpy.typing as npt
 
 from txeval.compute.arrays import BLOCK_ELEMENTS, F64, Ints, Rows
 from txeval.compute.groups import checked_matrix, read_rows
+from txeval.compute.jit import jit
 
 __all__ = [
+    "Extremes",
+    "extremes",
     "lower_count",
+    "order_statistic",
     "pair_contributions",
     "pair_cosines",
     "pair_position",
@@ -24,12 +29,26 @@ __all__ = [
 #: Up to so many pairs are kept as float64; more as float32, which halves the memory.
 FLOAT64_PAIRS = 2**24
 
+#: Above so many values order statistics are found by counting first.
+COUNTED = 2**20
+
 Array = npt.NDArray[Any]
 
 
 def pair_position(first: Ints, second: Ints, n: int) -> Ints:
     """Position of the pair (first, second), first < second < n, in the row-wise upper triangle without diagonal."""
     return first * (2 * n - first - 1) // 2 + (second - first - 1)
+
+
+@jit
+def _write_upper(block: Any, out: Any) -> None:
+    """Write row i of a block from column i + 1 on behind each other, rounded to 12 decimals, within -1 .. 1."""
+    at = 0
+    for i in range(block.shape[0]):
+        for j in range(i + 1, block.shape[1]):
+            value = np.rint(block[i, j] * 1e12) / 1e12
+            out[at] = max(-1.0, min(1.0, value))
+            at += 1
 
 
 def pair_cosines(X: Rows, *, max_elements: int | None = None) -> Array:
@@ -60,11 +79,10 @@ def pair_cosines(X: Rows, *, max_elements: int | None = None) -> Array:
     at = 0
     for start in range(0, n, step):
         block = units[start : start + step] @ units[start:].T
-        np.clip(np.round(block, 12, out=block), -1.0, 1.0, out=block)
-        for i in range(len(block)):
-            values = block[i, i + 1 :]
-            out[at : at + len(values)] = values
-            at += len(values)
+        rows = len(block)
+        size = rows * (n - start) - rows * (rows + 1) // 2
+        _write_upper(block, out[at : at + size])
+        at += size
     return out
 
 
@@ -88,6 +106,48 @@ def upper_count(tail: float, total: int) -> int:
     return k
 
 
+@jit
+def _count_by_leading_bits(values: Any, counts: Any) -> None:
+    for i in range(len(values)):
+        counts[_bin(values[i], len(counts))] += 1
+
+
+@jit
+def _take_bin(values: Any, n_bins: int, number: int, out: Any) -> None:
+    at = 0
+    for i in range(len(values)):
+        if _bin(values[i], n_bins) == number:
+            out[at] = values[i]
+            at += 1
+
+
+@jit
+def _bin(value: Any, n_bins: int) -> int:
+    """Bin of a value of -1 .. 1; the larger value is never in the lower bin."""
+    return int((np.float64(value) + 1.0) * 0.5 * (n_bins - 1))
+
+
+def order_statistic(values: Array, ranks: list[int]) -> list[float]:
+    """Values of given ranks (from 0) among values of -1 .. 1, without sorting or copying them.
+
+    They are counted in equal bins; only the bins that hold a rank are looked at further.
+    """
+    if len(values) <= COUNTED:
+        part = np.partition(values, ranks)
+        return [float(part[rank]) for rank in ranks]
+    counts = np.zeros(2**14, dtype=np.int64)
+    _count_by_leading_bits(values, counts)
+    ends = np.cumsum(counts)
+    found = []
+    for rank in ranks:
+        number = int(np.searchsorted(ends, rank, side="right"))
+        inside = np.empty(int(counts[number]), dtype=values.dtype)
+        _take_bin(values, len(counts), number, inside)
+        place = rank - int(ends[number] - counts[number])
+        found.append(float(np.partition(inside, place)[place]))
+    return found
+
+
 def tail_thresholds(values: Array, tail: float) -> tuple[float, float]:
     """Bounds outside of which a value lies in a tail of all values, without sorting them.
 
@@ -97,7 +157,7 @@ def tail_thresholds(values: Array, tail: float) -> tuple[float, float]:
     Parameters
     ----------
     values
-        (M,) at least one; not changed.
+        (M,) of -1 .. 1, at least one; not changed.
     tail
         In (0, 0.5].
 
@@ -108,13 +168,20 @@ def tail_thresholds(values: Array, tail: float) -> tuple[float, float]:
     """
     total = len(values)
     low, high = lower_count(tail, total), upper_count(tail, total) - 1
-    part = np.partition(values, [low, high])
-    return float(part[low]), float(part[high])
+    below, above = order_statistic(values, [low, high])
+    return below, above
 
 
 def _count_below(ordered: Array, doubled_rank: Ints) -> Ints:
     """Values whose doubled mid-rank (left rank + right rank) is below each bound."""
     total = len(ordered)
+    order = np.argsort(doubled_rank, kind="stable")
+    out = np.empty(len(order), dtype=np.int64)
+    out[order] = _count_below_sorted(ordered, doubled_rank[order], total)
+    return out
+
+
+def _count_below_sorted(ordered: Array, doubled_rank: Ints, total: int) -> Ints:
     # The run of ties around the bound: it counts as a whole or not at all.
     at = np.clip(doubled_rank // 2, 0, total - 1)
     left = np.searchsorted(ordered, ordered[at], side="left")
@@ -123,30 +190,61 @@ def _count_below(ordered: Array, doubled_rank: Ints) -> Ints:
     return np.where(doubled_rank <= 0, 0, np.where(doubled_rank >= 2 * total, total, below)).astype(np.int64)
 
 
-def _extremes(ordered: Array, values: Array) -> tuple[Ints, Ints, Ints]:
-    """How extreme values are (|doubled mid-rank - M|), and how many of all are less and at most as extreme."""
+@dataclass(frozen=True)
+class Extremes:
+    """How extreme some of the pairs are among all: |doubled mid-rank - M|.
+
+    Attributes
+    ----------
+    total
+        M, number of all pairs.
+    extreme
+        (P,) for each of the pairs.
+    less, upto
+        (P,) how many of all pairs are less extreme, and at most as extreme.
+    """
+
+    total: int
+    extreme: Ints
+    less: Ints
+    upto: Ints
+
+
+def extremes(ordered: Array, values: Array) -> Extremes:
+    """How extreme values are among all.
+
+    Parameters
+    ----------
+    ordered
+        (M,) all values, sorted.
+    values
+        (P,) some of them.
+    """
     total = len(ordered)
-    left = np.searchsorted(ordered, values, side="left")
-    right = np.searchsorted(ordered, values, side="right")
+    # Looked up in their order, neighbouring look-ups read the same memory.
+    order = np.argsort(values, kind="stable")
+    left, right = np.empty((2, len(values)), dtype=np.int64)
+    left[order] = np.searchsorted(ordered, values[order], side="left")
+    right[order] = np.searchsorted(ordered, values[order], side="right")
     extreme = np.abs(left + right - total)
     # Inside (less extreme) means total - e < doubled rank < total + e.
     less = _count_below(ordered, total + extreme) - _count_below(ordered, total - extreme + 1)
     less = np.where(extreme == 0, 0, less)
     upto = _count_below(ordered, total + extreme + 1) - _count_below(ordered, total - extreme)
-    return extreme, less, upto
+    return Extremes(total, extreme, less, upto)
 
 
-def pair_contributions(ordered: Array, values: Array) -> tuple[F64, F64]:
+def pair_contributions(found: Extremes) -> tuple[F64, F64]:
     r"""What each of the pairs contributes to the two scores of `ranking_scores`; their means are these scores.
 
     For the AUROC the share of the other pairs that are less extreme. For the average precision
-    :math:`AP = rac1P \sum_{ij} 1(s_j \ge s_i) / N(s_i)`, N the number of all pairs at least as extreme, the
+    :math:`AP = \frac1P \sum_{ij} 1(s_j \ge s_i) / N(s_i)`, N the number of all pairs at least as extreme, the
     linearised contribution :math:`\sum_j h_{ij} + \sum_j h_{ji} - AP`: its own precision and what it lends to those of
     others.
 
     Parameters
     ----------
-    ordered, values
+    found
         As `ranking_scores`.
 
     Returns
@@ -154,8 +252,8 @@ def pair_contributions(ordered: Array, values: Array) -> tuple[F64, F64]:
     (auroc, average_precision)
         (P,) float64 each.
     """
-    total, positives = len(ordered), len(values)
-    extreme, less, upto = _extremes(ordered, values)
+    total, positives = found.total, len(found.extreme)
+    extreme, less, upto = found.extreme, found.less, found.upto
     distinct, place = np.unique(extreme, return_inverse=True)
     count = np.bincount(place, minlength=len(distinct))
     before = np.cumsum(count) - count
@@ -171,7 +269,7 @@ def pair_contributions(ordered: Array, values: Array) -> tuple[F64, F64]:
     return np.asarray(auroc, dtype=np.float64), np.asarray(precision[place] + lent[place] - average, dtype=np.float64)
 
 
-def ranking_scores(ordered: Array, values: Array) -> tuple[float, float]:
+def ranking_scores(found: Extremes) -> tuple[float, float]:
     r"""AUROC and average precision of some of the pairs against all others, ranked by how extreme they are.
 
     The score of a pair is :math:`|r - 1/2|`, r its mid-rank among all pairs as a fraction: both tails count, as they
@@ -179,24 +277,22 @@ def ranking_scores(ordered: Array, values: Array) -> tuple[float, float]:
 
     Parameters
     ----------
-    ordered
-        (M,) all values, sorted.
-    values
-        (P,) the positive ones, each also in `ordered`; 0 < P < M.
+    found
+        Of the positive pairs, 0 < P < M; see `extremes`.
 
     Returns
     -------
     (auroc, average_precision)
         Chance is 0.5 and P / M.
     """
-    total, positives = len(ordered), len(values)
-    extreme, less, upto = _extremes(ordered, values)
+    total, positives = found.total, len(found.extreme)
+    extreme, less, upto = found.extreme, found.less, found.upto
     wins = float((less + upto).sum()) / 2 - positives**2 / 2
     auroc = wins / (positives * (total - positives))
 
     order = np.argsort(-extreme, kind="stable")
     last = np.append(np.diff(extreme[order]) != 0, True)
-    found = np.flatnonzero(last) + 1
-    precision = found / (total - less[order][last])
-    average = float(np.diff(found, prepend=0) @ precision) / positives
+    reached = np.flatnonzero(last) + 1
+    precision = reached / (total - less[order][last])
+    average = float(np.diff(reached, prepend=0) @ precision) / positives
     return float(auroc), average

@@ -15,7 +15,15 @@ from txeval.compute.arrays import F64, Bools, Ints, Strings
 from txeval.compute.groups import checked_matrix, encode, read_rows
 from txeval.compute.intervals import Units
 from txeval.compute.jit import jit
-from txeval.compute.pairs import pair_contributions, pair_cosines, pair_position, ranking_scores, tail_thresholds
+from txeval.compute.pairs import (
+    Extremes,
+    extremes,
+    pair_contributions,
+    pair_cosines,
+    pair_position,
+    ranking_scores,
+    tail_thresholds,
+)
 from txeval.compute.random import stream
 from txeval.errors import InputError, NotComputable
 
@@ -83,20 +91,17 @@ class Relabelling:
 
 
 @jit
-def _hits_of_relabelling(
-    values: Any, order: Any, first: Any, second: Any, low: float, high: float, n: int
-) -> tuple[int, int]:
-    below = 0
-    above = 0
+def _hits_of_relabelling(values: Any, order: Any, first: Any, second: Any, bounds: Any, n: int, hits: Any) -> None:
+    """Count the links below and above every pair of bounds (t, 2) into hits (t, 2)."""
     for i in range(len(first)):
-        a = order[first[i]]
-        b = order[second[i]]
+        a = np.int64(order[first[i]])
+        b = np.int64(order[second[i]])
         if a > b:
             a, b = b, a
         value = values[a * (2 * n - a - 1) // 2 + (b - a - 1)]
-        below += value < low
-        above += value > high
-    return below, above
+        for t in range(len(bounds)):
+            hits[t, 0] += value < bounds[t, 0]
+            hits[t, 1] += value > bounds[t, 1]
 
 
 class RelationMap:
@@ -139,6 +144,10 @@ class RelationMap:
         self.cosines: npt.NDArray[Any] = pair_cosines(read_rows(matrix, order), max_elements=max_elements)
         self._thresholds: dict[float, tuple[float, float]] = {}
         self._predicted: dict[float, tuple[int, int]] = {}
+        # Kept by the links themselves: several scores ask for the same.
+        self._extremes: dict[int, tuple[KnownLinks, Extremes]] = {}
+        self._hits: dict[tuple[int, int, int], tuple[KnownLinks, dict[float, F64]]] = {}
+        self._orders: tuple[tuple[int, int], npt.NDArray[np.int32]] | None = None
 
     @property
     def n_genes(self) -> int:
@@ -231,14 +240,15 @@ class RelationMap:
             `link_<tail in percent>`: "low", "high" or "".
         """
         value = self.cosines[pair_position(links.first, links.second, self.n_genes)]
-        left = np.searchsorted(self._sorted, value, side="left")
-        right = np.searchsorted(self._sorted, value, side="right")
+        order = np.argsort(value, kind="stable")
+        doubled = np.empty(len(value), dtype=np.int64)
+        doubled[order] = sum(np.searchsorted(self._sorted, value[order], side=side) for side in ("left", "right"))
         frame = pd.DataFrame(
             {
                 "gene_a": self.genes[links.first],
                 "gene_b": self.genes[links.second],
                 "cosine": value.astype(np.float64),
-                "rank": (left + right) / (2 * self.n_pairs),
+                "rank": doubled / (2 * self.n_pairs),
             }
         )
         for tail in tails:
@@ -253,16 +263,41 @@ class RelationMap:
         stands where in it is random. The same relabellings serve every database and tail.
         """
         self._require(links)
-        low, high = self.thresholds(tail)
-        rng = stream(seed, "relationships", "relabelling")
-        hits = np.empty((2, draws))
-        for i in range(draws):
-            order = rng.permutation(self.n_genes)
-            hits[:, i] = _hits_of_relabelling(self.cosines, order, links.first, links.second, low, high, self.n_genes)
+        hits = self._relabelled_hits(links, tail, draws, seed)
         recalls = hits.sum(axis=0) / len(links)
         below, above = np.quantile(recalls, [0.025, 0.975]) if draws else (np.nan, np.nan)
         expected = self.n_predicted(tail) / self.n_pairs
         return Relabelling(expected, float(below), float(above), recalls, hits / len(links))
+
+    def _relabelled_hits(self, links: KnownLinks, tail: float, draws: int, seed: int) -> F64:
+        """(2, draws) links below and above the thresholds in every draw; of all tails asked for so far at once."""
+        kept, hits = self._hits.setdefault((id(links), draws, seed), (links, {}))
+        if tail not in hits:
+            self.thresholds(tail)
+            tails = [one for one in self._thresholds if one not in hits]
+            bounds = np.asarray([self._thresholds[one] for one in tails])
+            found = np.zeros((draws, len(tails), 2))
+            for order, counts in zip(self._relabellings(draws, seed), found, strict=True):
+                _hits_of_relabelling(self.cosines, order, kept.first, kept.second, bounds, self.n_genes, counts)
+            hits.update({one: found[:, number].T for number, one in enumerate(tails)})
+        return hits[tail]
+
+    def _relabellings(self, draws: int, seed: int) -> npt.NDArray[np.int32]:
+        """(draws, n_genes) permutations of the genes."""
+        if self._orders is None or self._orders[0] != (draws, seed):
+            rng = stream(seed, "relationships", "relabelling")
+            orders = np.empty((draws, self.n_genes), dtype=np.int32)
+            for row in orders:
+                row[:] = rng.permutation(self.n_genes)
+            self._orders = (draws, seed), orders
+        return self._orders[1]
+
+    def _extremes_of(self, links: KnownLinks) -> Extremes:
+        self._require_negatives(links)
+        if id(links) not in self._extremes:
+            place = pair_position(links.first, links.second, self.n_genes)
+            self._extremes[id(links)] = links, extremes(self._sorted, self.cosines[place])
+        return self._extremes[id(links)][1]
 
     def ranking(self, links: KnownLinks) -> tuple[float, float]:
         """AUROC and average precision of the known relationships against all other pairs.
@@ -275,8 +310,7 @@ class RelationMap:
         (auroc, average_precision)
             0 .. 1; chance is 0.5 and len(links) / n_pairs.
         """
-        self._require_negatives(links)
-        return ranking_scores(self._sorted, self.cosines[pair_position(links.first, links.second, self.n_genes)])
+        return ranking_scores(self._extremes_of(links))
 
     def units(self, links: KnownLinks, tail: float, side: Side = "both") -> Units:
         """Contributions to the recall by pairs of genes."""
@@ -284,9 +318,7 @@ class RelationMap:
 
     def ranking_units(self, links: KnownLinks) -> tuple[Units, Units]:
         """Contributions to the AUROC and to the average precision by pairs of genes; see `pair_contributions`."""
-        self._require_negatives(links)
-        place = pair_position(links.first, links.second, self.n_genes)
-        wins, precision = pair_contributions(self._sorted, self.cosines[place])
+        wins, precision = pair_contributions(self._extremes_of(links))
         return (
             Units.pairs("gene", self.genes, links.first, links.second, wins),
             Units.pairs("gene", self.genes, links.first, links.second, precision),

@@ -152,6 +152,8 @@ def _map_of(inputs: TaskInputs, block: Block) -> LineMap:
         shifted = means - _perturbed_means(samples, embedding, codes, len(genes))
     plain = means if params.reference_mean != "perturbed" or shifted is None else shifted
     relation_map = RelationMap(plain[present], genes[present])
+    # Both known beforehand, random relabellings are gone through once for both.
+    relation_map.thresholds(params.tail), relation_map.thresholds(params.wide_tail)
     without = int((~targeted[np.unique(samples.perturbation)]).sum()) - len(control_labels)
     left_out = {"perturbations without a single target gene": without}
     return LineMap(
