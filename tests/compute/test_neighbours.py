@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 import txeval.compute.neighbours as kernels
+from txeval.compute import products
 from txeval.compute.neighbours import NeighbourIndex, neighbours, self_neighbours
 from txeval.errors import InputError
 
@@ -56,6 +58,29 @@ def test_answer_is_that_of_the_definition(case):
     X = X.astype(np.float32)
     queries = np.concatenate([X[:40], X[100:140] + np.float32(0.01), X[-1:] * np.float32(1.5)])
     assert_same(neighbours(X, queries, k), by_definition(X, queries, k))
+
+
+@pytest.mark.parametrize("onednn", [False, True])
+@pytest.mark.parametrize("case", ["gaussian", "one dimension", "wide", "many duplicates", "two far groups"])
+def test_the_library_that_multiplies_does_not_matter(case, onednn, monkeypatch):
+    if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(products, "uses_onednn", lambda: onednn)
+    X, k = CASES[case]
+    X = X.astype(np.float32)
+    assert_same(neighbours(X, X[:70], k), by_definition(X, X[:70], k))
+
+
+def test_a_level_is_reached_by_as_many_values_as_asked_and_few_more():
+    values = np.random.default_rng(8).standard_normal((40, 5096)).astype(np.float32)
+    values[:3] = np.round(values[:3])
+    values[3] = 2.0
+    for rank in (1, 39, 106):
+        level = np.empty(len(values), np.float32)
+        kernels._level(values, rank, level)
+        reached = (values <= level[:, None]).sum(axis=1)
+        assert reached.min() >= rank
+        assert np.median(reached) <= 1.4 * rank + 1
 
 
 def test_integer_distances_are_exact_with_ties_in_row_order():

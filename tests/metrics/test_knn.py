@@ -80,6 +80,27 @@ def ranks(distances, labels, truth, n_classes, k=None):
     return int(found.rank[0])
 
 
+@pytest.mark.parametrize("case", ["many classes", "one class", "ties and duplicates", "k of all"])
+def test_ranks_are_those_of_one_hot_votes(case):
+    X, y, queries, truth = problem(n_classes=1 if case == "one class" else 40)
+    n_classes, k = 41, 25
+    if case == "ties and duplicates":
+        X, queries = np.round(X[:, :2]), np.round(queries[:, :2])
+    if case == "k of all":
+        k = len(X) + 50
+    found = true_class_ranks(X, y, queries, truth, n_classes=n_classes, k=k)
+    distances = np.sqrt(((queries[:, None].astype(np.float64) - X[None]) ** 2).sum(axis=2)).astype(np.float32)
+    near = np.argsort(distances, axis=1, kind="stable")[:, :k]
+    weights = 1 / (np.take_along_axis(distances, near, axis=1).astype(np.float64) + 1e-5)
+    votes = (np.eye(n_classes)[y[near]] * weights[:, :, None]).sum(axis=1)
+    # The class's place when classes are sorted by votes, equal ones by code.
+    order = np.argsort(-votes.round(6), axis=1, kind="stable")
+    expected = (order == truth[:, None]).argmax(axis=1)
+    expected[votes[np.arange(len(truth)), truth] == 0] = n_classes
+    assert found.k == min(k, len(X))
+    np.testing.assert_array_equal(found.rank, expected)
+
+
 def test_votes_add_up_by_inverse_distance():
     # Class 0: one vote of 1; class 1: two votes of 0.6; class 2: 0.5.
     distances, labels = [1.0, 1 / 0.6, 1 / 0.6, 2.0], [0, 1, 1, 2]
