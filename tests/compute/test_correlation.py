@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import tempfile
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,16 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from scipy.stats import rankdata, spearmanr
 
-from txeval.compute.correlation import ColumnStore, columns_of, spearman_by_gene, twice_ranks
+from txeval.compute.correlation import (
+    ColumnStore,
+    Ranks,
+    columns_of,
+    rank_columns,
+    spearman_by_gene,
+    spearman_of_ranks,
+    twice_ranks,
+)
+from txeval.compute.memory import bounded
 from txeval.errors import InputError, NotComputable
 
 ANY_FLOAT32 = st.floats(width=32, allow_nan=False, allow_infinity=False)
@@ -123,3 +133,37 @@ def test_rows_on_demand_give_columns() -> None:
     np.testing.assert_array_equal(
         columns_of(Rows(), max_elements=9)(slice(1, 3)), np.arange(44.0).reshape(11, 4)[:, 1:3]
     )
+
+
+@pytest.mark.parametrize("max_bytes", [0, 2**30])
+def test_a_column_store_of_several_tiles(tmp_path: Path, max_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("txeval.compute.correlation._TILE_ROWS", 8)
+    values = np.random.default_rng(0).standard_normal((45, 9)).astype(np.float32)
+    with ColumnStore(45, 9, max_bytes=max_bytes, folder=tmp_path) as store:
+        for start in (30, 0, 13):
+            stop = min(45, start + 17)
+            store.write(slice(start, stop), values[start:stop])
+        np.testing.assert_array_equal(store(slice(2, 7)), values[:, 2:7])
+        np.testing.assert_array_equal(store(slice(0, 9)), values)
+
+
+@settings(max_examples=15, deadline=None)
+@given(st.integers(0, 1000), st.sampled_from([600, 60_000, 10**9]))
+def test_correlations_from_kept_ranks_are_the_same(seed: int, size: int) -> None:
+    rng = np.random.default_rng(seed)
+    true = rng.integers(0, 6, (50, 150)).astype(np.float32)
+    true[:, 3] = 1
+    several = [rng.integers(-3, 4, (50, 150)).astype(np.float32), rng.normal(size=(50, 150)).astype(np.float32)]
+    several[0][:, 5] = 2
+    with tempfile.TemporaryDirectory() as room, pytest.MonkeyPatch.context() as patch:
+        patch.setattr("txeval.compute.memory.WORKING_LEAST", 1)
+        path, squares = Path(room) / "ranks.npy", Path(room) / "squares.npy"
+        with bounded(size):
+            rank_columns(columns_of(true), 50, 150, path, squares)
+            ranks = Ranks.open(path, squares)
+            found = spearman_of_ranks([lambda genes, p=pred: p[:, genes].T.copy() for pred in several], ranks)
+    for pred, one in zip(several, found, strict=True):
+        expected = spearman_by_gene(columns_of(pred), columns_of(true), 50, 150)
+        np.testing.assert_array_equal(one.values, expected.values)
+        np.testing.assert_array_equal(one.constant_true, expected.constant_true)
+        np.testing.assert_array_equal(one.constant_pred, expected.constant_pred)

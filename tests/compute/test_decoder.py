@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from txeval.compute.decoder import KINDS, PENALTIES, Decoder, fit_decoder, hidden_widths
+from txeval.compute import decoder as module
+from txeval.compute.decoder import KINDS, PENALTIES, Decoder, fit_closed_form, fit_decoder, hidden_widths
 from txeval.compute.schedule import learning_rate
 from txeval.errors import InputError, NotComputable
 
@@ -263,3 +265,54 @@ def test_ridge_of_noise_predicts_the_mean_and_edges() -> None:
     assert unheld.penalty == PENALTIES[len(PENALTIES) // 2] and not unheld.validation
     with pytest.raises(InputError, match="held out"):
         fit_decoder(X, lambda r: Y[r], np.arange(80), kind="ridge", held_out=np.ones(80, bool))
+
+
+def blocks_of(Y: np.ndarray, size: int) -> Any:
+    def read(rows: np.ndarray) -> Any:
+        for start in range(0, len(rows), size):
+            yield slice(start, min(len(rows), start + size)), Y[rows[start : start + size]]
+
+    return read
+
+
+@pytest.mark.parametrize("kind", ["least_squares", "ridge"])
+@pytest.mark.parametrize("limit", [0, 10**6], ids=["float32", "float64"])
+def test_decoders_fitted_together_are_those_fitted_alone(kind: Any, limit: int, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "FLOAT64_GENES", limit)
+    X, Y = made(n=500, d=7, g=40)
+    rng = np.random.default_rng(2)
+    several = [X, (X[:, ::-1] * 3 + 5).astype(np.float32), rng.normal(size=(500, 3)).astype(np.float32)]
+    rows = rng.permutation(500)[:400]
+    masks = [rng.random(400) < share for share in (0.3, 0.3, 0.5)] if kind == "ridge" else [None] * 3
+    together = fit_closed_form(several, blocks_of(Y, 64), rows, kind=kind, held_out=masks)
+    for one, mask, found in zip(several, masks, together, strict=True):
+        alone = fit_closed_form([one], blocks_of(Y, 64), rows, kind=kind, held_out=[mask])[0]
+        assert alone.penalty == found.penalty and alone.validation == found.validation
+        for a, b in ((alone.weights[0], found.weights[0]), (alone.biases[0], found.biases[0])):
+            np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("spread", [1.0, 1e-3])
+def test_float32_products_lose_nothing_of_directions_of_small_variance(spread: float, monkeypatch: Any) -> None:
+    monkeypatch.setattr(module, "FLOAT64_GENES", 0)
+    rng = np.random.default_rng(0)
+    # Strongly correlated columns far from 0, and an expression that follows the direction they differ in.
+    common = rng.normal(size=(3000, 1))
+    X = (100 + common + spread * rng.normal(size=(3000, 6))).astype(np.float32)
+    Y = ((X[:, :1] - X[:, 1:2]) / spread @ rng.normal(size=(1, 25)) + rng.normal(size=(3000, 25))).astype(np.float32)
+    decoder = fit_closed_form([X], blocks_of(Y, 500), np.arange(3000), kind="least_squares")[0]
+    design = np.c_[X.astype(float) - X.mean(axis=0), np.ones(3000)]
+    expected = design @ np.linalg.lstsq(design, Y.astype(float), rcond=None)[0]
+    exact = (X.astype(float) - decoder.centre) @ decoder.weights[0] + decoder.biases[0]
+    np.testing.assert_allclose(exact, expected, atol=3e-6 * Y.std() / spread)
+
+
+def test_columns_of_predictions_are_the_predictions() -> None:
+    X, Y = made(n=90, d=5, g=200)
+    for kind in ("least_squares", "mlp"):
+        decoder = fit_decoder(X, lambda r: Y[r], np.arange(90), kind=kind, hidden=8, epochs=2)  # type: ignore[arg-type]
+        whole = decoder.predict(X)
+        for genes in (slice(0, 200), slice(64, 140), slice(3, 190, 7)):
+            np.testing.assert_allclose(decoder.predict_columns(X, genes), whole[:, genes].T, atol=1e-5)
+        parts = [decoder.predict_columns(X, slice(a, a + 64)) for a in range(0, 200, 64)]
+        np.testing.assert_array_equal(np.concatenate(parts), decoder.predict_columns(X, slice(0, 200)))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from txeval.errors import InputError, NotComputable
-from txeval.metrics.profiles import ProfileSums, pearson_delta
+from txeval.metrics.profiles import LinearSums, ProfileSums, ProfileTruth, pearson_delta
 
 
 def made(seed: int = 0, n: int = 120, g: int = 15) -> tuple[np.ndarray, ...]:
@@ -114,3 +116,33 @@ def test_the_mean_of_all_perturbations_is_that_of_the_block() -> None:
     np.testing.assert_allclose(both[:5], one.result("perturbed").values, atol=1e-5)
     np.testing.assert_allclose(both[5:], both[:5], atol=1e-4)
     assert len(labels) == 5
+
+
+@pytest.mark.parametrize("reference", ["controls", "perturbed"])
+def test_profiles_of_linear_decoders_follow_from_sums_of_what_they_read(reference: str, tmp_path: Path) -> None:
+    _, true, label, batch, control = made(3)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(len(true), 4))
+    codes = np.where(control, -1, np.searchsorted(["a", "b", "c", "d"], label))
+    of = rng.integers(2, size=len(true))
+    weights, biases = rng.normal(size=(2, 4, 15)).astype(np.float32), rng.normal(size=(2, 15)).astype(np.float32)
+    pred = np.stack([x[i] @ weights[k] + biases[k] for i, k in enumerate(of)])
+    direct = ProfileSums(15, 4, 3)
+    direct.add(pred, true, codes, batch)
+
+    truth = ProfileTruth.create(tmp_path / "sums.npy", 15, 4, 3)
+    truth.add(true[:50], codes[:50], batch[:50])
+    truth.add(true[50:], codes[50:], batch[50:])
+    truth.close()
+    parts = []
+    for k in range(2):
+        sums, references = np.zeros((4, 4)), np.zeros((3, 4))
+        mine = of == k
+        np.add.at(sums, codes[mine & ~control], x[mine & ~control])
+        np.add.at(references, batch[mine & control], x[mine & control])
+        n = np.bincount(codes[mine & ~control], minlength=4), np.bincount(batch[mine & control], minlength=3)
+        parts.append(LinearSums(sums, references, *n, weights[k], biases[k]))
+    found = ProfileSums.of_linear(parts, truth).result(reference)
+    expected = direct.result(reference)
+    np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
+    np.testing.assert_array_equal(found.n, expected.n)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,9 @@ from txeval.run import NullProgress, Outcome, build_config, execute, make_plan, 
 from txeval.run.plan import Cell, CellGroup
 from txeval.run.pool import Pool
 from txeval.run.resources import PROCESS_BYTES, Resources, check_memory, find_resources, group_cells
-from txeval.run.worker import Report, Worker
+from txeval.run.worker import Kept, Report, Worker
 from txeval.tasks import get_task
+from txeval.tasks.measured import keep_in
 
 GIB = 2**30
 
@@ -283,3 +285,51 @@ def test_the_bound_is_kept(tmp_path: Path, screen_file: Path) -> None:
     with memory.bounded(memory.WORKING_LEAST, tmp_path):
         assert memory.held_bytes() == memory.WORKING_LEAST // 4
         assert not isinstance(memory.held_rows(X), np.memmap)
+
+
+def test_what_is_kept_is_made_once_whole_and_the_oldest_goes(tmp_path: Path) -> None:
+    made: list[str] = []
+
+    def filling(name: str) -> Any:
+        def fill(folder: Path) -> None:
+            made.append(name)
+            (folder / "content").write_text(name)
+
+        return fill
+
+    for turn, name in enumerate(["a", "b", "a", "c", "d"]):
+        folder = keep_in(tmp_path, f"thing-{name}", filling(name))
+        assert (folder / "content").read_text() == name
+        os.utime(folder, (turn, turn))
+    assert made == ["a", "b", "c", "d"]
+    # Used last at 2, 1, 3 and 4: the one of 1 has gone.
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["thing-a", "thing-c", "thing-d"]
+
+    def breaks(folder: Path) -> None:
+        (folder / "content").write_text("half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        keep_in(tmp_path, "thing-e", breaks)
+    assert not [path for path in tmp_path.iterdir() if "thing-e" in path.name]
+
+
+def test_a_full_disk_under_temporary_files_stops_the_run(
+    screen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(path: Path, size: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("txeval.compute.correlation.allocate", full)
+    with pytest.raises(InputError, match="the disk is full") as why:
+        scored(screen, tmp_path, tasks=["reconstruction"])
+    assert "free some space" in str(why.value.remedy)
+
+
+def test_opened_things_are_let_go_by_their_size() -> None:
+    kept = Kept(4, 10, len)
+    for name, size in (("a", 4), ("b", 5), ("c", 3)):
+        kept.get(name, lambda size=size: "x" * size)
+    assert list(kept._things) == ["b", "c"]
+    assert kept.get("d", lambda: "x" * 50) == "x" * 50
+    assert list(kept._things) == ["d"]

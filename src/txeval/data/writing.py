@@ -26,6 +26,7 @@ import scipy.sparse as sp
 
 from txeval._version import __version__
 from txeval.compute.arrays import Ints
+from txeval.compute.machine import usable_cores
 from txeval.errors import InputError, unknown
 
 __all__ = ["FORMATS", "LAYOUTS", "Format", "Layout", "ScreenWriter", "format_of", "open_writer", "smallest_type"]
@@ -856,12 +857,8 @@ def open_writer(
         key=key,
         resume=resume,
         every=checkpoint_seconds,
-        threads=threads or min(4, _cores()),
+        threads=threads or min(4, usable_cores()),
     )
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _require_zarr3() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -57,6 +56,7 @@ def _run(args: argparse.Namespace) -> int:
     from rich.text import Text
 
     from txeval.cli.commands.report import write_report
+    from txeval.compute.machine import usable_cores
     from txeval.data.norman import demo_screen
     from txeval.protocol import load_protocol
     from txeval.run import build_config, make_progress
@@ -76,7 +76,7 @@ def _run(args: argparse.Namespace) -> int:
             "embeddings": ["pca"],
             "protocol": load_protocol("paper"),
             "seeds": 2,
-            "workers": args.workers or min(cores(), 8),
+            "workers": args.workers or min(usable_cores(), 8),
             "out": out,
         }
     )
@@ -89,16 +89,6 @@ def _run(args: argparse.Namespace) -> int:
     console.print(Text(f"Report, to be opened in a browser: {path.absolute()}", overflow="fold"))
     # On so small a screen some scores have no number but a reason: that is part of what is shown.
     return 1 if outcome.n_errors else 0
-
-
-def cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group where there is one."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        return max(1, min(count, int(quota) // int(period)))
-    except (OSError, ValueError):  # no control groups here, or no quota ("max")
-        return count
 
 
 def _teller() -> Callable[[int, int, str], None]:
