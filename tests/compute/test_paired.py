@@ -120,8 +120,9 @@ def test_scores_of_pairs_vary_by_all_pairs_that_share_a_unit() -> None:
     shared |= second[:, None] == second
     brute, pairs = (a - b) @ shared @ (a - b), (a - b) @ (a - b)
     assert brute > pairs
-    # Sums over units are corrected for their number; pairs are not.
-    assert difference([one], [other]).error ** 2 == pytest.approx((brute + pairs) / (1 - 1 / n) - pairs)
+    # Sums over units and pairs are corrected for their numbers.
+    expected = (brute + pairs) / (1 - 1 / n) - pairs / (1 - 1 / len(first))
+    assert difference([one], [other]).error ** 2 == pytest.approx(expected)
 
 
 def test_units_match_by_label_and_what_is_not_common_is_counted() -> None:

@@ -1,9 +1,8 @@
 """Comparison of scores on the same units: paired differences, corrections for many, ranks with intervals.
 
 Every score is a ratio of sums over units (`txeval.compute.intervals.Units`). On the units that all scores have, each
-cell of units pulls on each score by its influence (the derivative of the ratio). The variance of a difference is the
-sum over factors of its squared influences summed per level, less the squares of the cells, which both factors
-count (Cameron, Gelbach & Miller 2011; for pairs of one pool Aronow, Samii & Assenova 2015).
+cell of units pulls on each score by its influence (the derivative of the ratio). The variance of a difference is that
+of the differences of the influences (`txeval.compute.intervals.cluster_moments`).
 """
 
 from __future__ import annotations
@@ -15,17 +14,14 @@ from dataclasses import dataclass, field
 import numpy as np
 import scipy.stats
 
-from txeval.compute.arrays import F64, Ints, Strings
-from txeval.compute.intervals import MIN_UNITS, Units
+from txeval.compute.arrays import F64, Bools, Ints, Strings
+from txeval.compute.intervals import CONTROLS, MIN_LEVELS, MIN_UNITS, Units, cluster_moments
 from txeval.errors import NotComputable
 
 __all__ = ["Difference", "Matched", "Ranking", "difference", "holm", "match", "ranking"]
 
 #: One score: its units, once for each seed that it depends on.
 Seeds = Sequence[Units]
-
-#: A second factor with fewer levels is taken as given: two of them tell next to nothing of how much they vary.
-FEW = 3
 
 #: Chance to see a difference of the smallest detectable size.
 POWER = 0.8
@@ -49,6 +45,8 @@ class Matched:
         (m,) share of each cell in the denominators; sums to 1.
     spread
         (k,) variance of each score that is due to seeds and is not in the influence already.
+    apart
+        (m,) cells of controls; see `cluster_moments`.
     left_out
         What is not common to all -> how many.
     fixed
@@ -62,6 +60,7 @@ class Matched:
     influence: F64
     weight: F64
     spread: F64
+    apart: Bools | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     fixed: str = ""
 
@@ -102,7 +101,7 @@ def match(scores: Sequence[Seeds]) -> Matched:
     width = len(pools[-1])
     codes = tuple(np.divmod(common, max(1, width))) if len(factors) == 2 else (common,)
     counts = _counts(factors, codes, dyadic=dyadic)
-    few = [name for name, number in counts.items() if number < FEW]
+    few = [name for name, number in counts.items() if number < MIN_LEVELS]
     if max(counts.values()) < MIN_UNITS:
         there = " and ".join(f"{number} of {name}" for name, number in counts.items())
         raise NotComputable(f"too few units in common: {there}; {MIN_UNITS} are needed")
@@ -119,19 +118,22 @@ def match(scores: Sequence[Seeds]) -> Matched:
         values[i] = units.offset + units.scale * ratio
         influence[i] = units.scale * (num - ratio * den) / total
         weight += den / total / len(every)
+    apart = None
+    if len(factors) == 2 and not dyadic:
+        apart = np.asarray(np.char.startswith(pools[-1].astype(str), CONTROLS)[codes[-1]], dtype=bool)
     fixed = ""
     if few:
         # Levels of the other factor alone; what these few would vary by is not in the comparison.
         fixed = f"{_counted(few[0], counts[few[0]])} taken as given"
         stay = 1 - factors.index(few[0])
-        factors, counts = (factors[stay],), {factors[stay]: counts[factors[stay]]}
+        factors, counts, apart = (factors[stay],), {factors[stay]: counts[factors[stay]]}, None
         levels, place_of = np.unique(codes[stay], return_inverse=True)
         codes = (np.arange(len(levels)),)
         influence = np.stack([np.bincount(place_of, weights=row, minlength=len(levels)) for row in influence])
         weight = np.bincount(place_of, weights=weight, minlength=len(levels)).astype(np.float64)
     # Codes without gaps, so that every level that is counted occurs.
     codes = _dense(codes, dyadic=dyadic)
-    made = Matched(factors, codes, counts, values, influence, weight, np.zeros(len(every)), left_out, fixed)
+    made = Matched(factors, codes, counts, values, influence, weight, np.zeros(len(every)), apart, left_out, fixed)
     return _over_seeds(made, [len(seeds) for seeds in scores])
 
 
@@ -236,69 +238,16 @@ def _over_seeds(every: Matched, n_seeds: Sequence[int]) -> Matched:
         np.asarray(influence),
         every.weight,
         np.asarray(spread),
+        every.apart,
         every.left_out,
         every.fixed,
     )
 
 
-@dataclass(frozen=True)
-class _Levels:
-    """Influences (k, n) summed per level of one factor, scaled so that their squares add up to a variance.
-
-    `most` is the largest number of degrees of freedom that levels of these sizes can have.
-    """
-
-    sums: F64
-    most: float
-
-
-def _per_level(matched: Matched, rows: F64) -> list[_Levels]:
-    """Influences (k, m) per level of each factor, corrected for what each level takes from the mean.
-
-    Where levels of weights w shift a mean by effects of equal variance, the square of one level's influence is
-    w^2 (1 - 2 w + sum w^2) of that variance, since the mean moves along; where they only scatter, it is w (1 - w).
-    The larger correction of both is made (for levels of one size both are the n / (n - 1) of a variance). Unequal
-    levels have 1 / sum w^2 - 1 degrees of freedom (Kish's effective number of them, less 1), not n - 1.
-    """
-    made = []
-    groups = [list(matched.codes)] if matched.dyadic else [[code] for code in matched.codes]
-    for codes in groups:
-        n = 1 + max(int(code.max()) for code in codes)
-        share = np.zeros(n)
-        sums = np.zeros((len(rows), n))
-        for code in codes:
-            share += np.bincount(code, weights=matched.weight, minlength=n) / len(codes)
-            for i, row in enumerate(rows):
-                sums[i] += np.bincount(code, weights=row, minlength=n)
-        squares = share**2
-        kept = np.minimum(1.0 - share, 1.0 - 2.0 * share + squares.sum())
-        most = 1.0 / float(squares.sum()) - 1.0
-        made.append(_Levels(sums / np.sqrt(np.maximum(kept, 1.0 / n**2)), max(1.0, most)))
-    return made
-
-
 def _variance(matched: Matched, row: F64) -> tuple[float, float]:
     """Variance of one score or difference with influence (m,), and its degrees of freedom."""
-    levels = _per_level(matched, row[None, :])
-    parts = [float((level.sums**2).sum()) for level in levels]
-    both = float(row @ row) if len(matched.codes) == 2 else 0.0
-    variance = max(sum(parts) - both, both)
-    if not variance > 0:
-        return 0.0, math.inf
-    uncertain = sum(part**2 / _freedom(level) for part, level in zip(parts, levels, strict=True) if part > 0)
-    return variance, max(1.0, variance**2 / uncertain)
-
-
-def _freedom(level: _Levels) -> float:
-    """Degrees of freedom of a sum of squares, by its own scatter (Satterthwaite).
-
-    A difference that a few units carry, such as three samples that only one model gets right, is known no better
-    than those few tell, however many others agree.
-    """
-    squares = level.sums[0] ** 2
-    total, n = float(squares.sum()), len(squares)
-    scatter = float((squares**2).sum()) - total**2 / n
-    return level.most if scatter <= 0 else min(level.most, 2.0 * total**2 / scatter)
+    made = cluster_moments(row, matched.weight, matched.codes, dyadic=matched.dyadic, apart=matched.apart)
+    return made.variance, made.df
 
 
 @dataclass(frozen=True)

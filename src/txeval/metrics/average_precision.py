@@ -30,6 +30,9 @@ __all__ = [
 
 RetrievalNull = Literal["samples", "ranks"]
 
+#: Groups of classes that queries are put into for what other classes take from them.
+MAX_GROUPS = 256
+
 #: Mean precisions of drawn sets within rounding of the observed one count as reaching it.
 TIE = 1e-9
 
@@ -47,12 +50,52 @@ class Retrieval:
     by_class
         (n_classes, m) float32: the precision that each query would have if it were of that class, for the permutation
         of queries; NaN where the class has no candidate. None where it was not asked for.
+    taken
+        (g, n_classes): what the candidates of a class take from the weighted precisions of the queries of a group of
+        classes, by standing before their positives, in the linear approximation. None where no weights were given.
     """
 
     values: F64
     n_positive: Ints
     n_total: Ints
     by_class: F32 | None = None
+    taken: F64 | None = None
+
+
+@jit
+def _add_taken(
+    keys: Any,
+    bits: int,
+    query_class: Any,
+    query_block: Any,
+    query_weight: Any,
+    ref_class: Any,
+    ref_block: Any,
+    group: Any,
+    n_positive: Any,
+    n_total: Any,
+    taken: Any,
+) -> None:
+    """Walk up each query's ranking; a candidate takes from every positive below it: k / rank^2 of the k-th."""
+    mask = (1 << bits) - 1
+    for q in range(keys.shape[0]):
+        own = query_class[q]
+        found, rank = n_positive[q], n_total[q]
+        if found == 0 or found == rank:
+            continue
+        weight = query_weight[q] / found
+        row = taken[group[own]]
+        below = 0.0
+        for at in range(keys.shape[1]):
+            r = keys[q, at] & mask
+            if query_block[q] >= 0 and ref_block[r] == query_block[q]:
+                continue
+            if ref_class[r] == own:
+                below += found / rank**2
+                found -= 1
+            else:
+                row[ref_class[r]] += weight * below
+            rank -= 1
 
 
 def joined_retrievals(parts: Sequence[Retrieval]) -> Retrieval:
@@ -60,11 +103,13 @@ def joined_retrievals(parts: Sequence[Retrieval]) -> Retrieval:
     if len(parts) == 1:
         return parts[0]
     by_class = [part.by_class for part in parts if part.by_class is not None]
+    taken = [part.taken for part in parts if part.taken is not None]
     return Retrieval(
         np.concatenate([part.values for part in parts]),
         np.concatenate([part.n_positive for part in parts]),
         np.concatenate([part.n_total for part in parts]),
         np.concatenate(by_class, axis=1) if len(by_class) == len(parts) else None,
+        np.sum(taken, axis=0) if len(taken) == len(parts) else None,
     )
 
 
@@ -142,6 +187,7 @@ def retrieve(
     ref_block: Ints | None = None,
     query_block: Ints | None = None,
     by_class: bool = False,
+    query_weight: F64 | None = None,
     max_elements: int | None = None,
 ) -> Retrieval:
     r"""Average precision of the reference samples of a query's class in the ranking by cosine.
@@ -165,6 +211,8 @@ def retrieve(
         no candidate. Negative: no block.
     by_class
         Whether to keep the precision of every query for every class, n_classes x m values.
+    query_weight
+        (m,) weights of the queries, for `taken`.
     max_elements
         Values of one block of similarities; it does not change the result.
 
@@ -198,6 +246,8 @@ def retrieve(
     table = np.full((n_classes if by_class else 0, m), np.nan, dtype=np.float32)
     counts, found, pending = (np.zeros(n_classes, np.int64) for _ in range(3))
     touched, sums = np.zeros(n_classes, np.int64), np.zeros(n_classes)
+    group = np.arange(n_classes) % MAX_GROUPS
+    taken = None if query_weight is None else np.zeros((min(n_classes, MAX_GROUPS), n_classes))
     step = max(1, (max_elements or BLOCK_ELEMENTS) // max(n, reference.shape[1]))
     for start in range(0, m, step):
         rows = slice(start, min(start + step, m))
@@ -224,7 +274,21 @@ def retrieve(
             table,
             start,
         )
-    return Retrieval(values, n_positive, n_total, table if by_class else None)
+        if taken is not None and query_weight is not None:
+            _add_taken(
+                keys,
+                bits,
+                query_codes[rows],
+                query_block[rows],
+                query_weight[rows],
+                ref_codes,
+                ref_block,
+                group,
+                n_positive[rows],
+                n_total[rows],
+                taken,
+            )
+    return Retrieval(values, n_positive, n_total, table if by_class else None, taken)
 
 
 def _blocks(codes: Ints | None, n: int, name: str) -> Ints:

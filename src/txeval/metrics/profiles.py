@@ -11,13 +11,27 @@ import numpy as np
 
 from txeval.compute.arrays import F64, Bools, Ints, row_blocks
 from txeval.compute.groups import checked_matrix, encode
+from txeval.compute.intervals import with_margins
 from txeval.compute.jit import jit
 from txeval.compute.memory import allocate, release
 from txeval.errors import InputError, NotComputable
 
-__all__ = ["LinearSums", "ProfileReference", "ProfileSums", "ProfileTruth", "Profiles", "pearson_delta"]
+__all__ = [
+    "LinearSums",
+    "ProfileCells",
+    "ProfileParts",
+    "ProfileReference",
+    "ProfileSums",
+    "ProfileTruth",
+    "Profiles",
+    "pearson_delta",
+    "profile_parts",
+]
 
 ProfileReference = Literal["controls", "perturbed"]
+
+#: Contributions of batches are taken over so many values: at most this / (perturbations in batches) of the genes.
+PART_ELEMENTS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -253,6 +267,124 @@ def _row_correlations(a: F64, b: F64) -> tuple[F64, Bools]:
     product = np.einsum("ij,ij->i", x, y)
     values = product / np.where(flat_x | flat_y, 1.0, size_x * size_y)
     return np.where(flat_y, np.nan, np.where(flat_x, 0.0, np.clip(values, -1.0, 1.0))), flat_x
+
+
+@dataclass(frozen=True)
+class ProfileParts:
+    """What each batch contributes to the correlation of each perturbation.
+
+    Attributes
+    ----------
+    group, batch
+        (m,) codes of the perturbations with a correlation, in the batches that have samples of them.
+    values, weight
+        (m,) float64: values of a group add up to its correlation, weights to 1.
+    """
+
+    group: Ints
+    batch: Ints
+    values: F64
+    weight: F64
+
+
+class ProfileCells:
+    """Mean effects of every perturbation in every batch on some genes, decoded and measured, gene by gene.
+
+    Parameters
+    ----------
+    group, batch
+        (n,) codes of the samples as for `ProfileSums.add`.
+    n_batches, n_genes
+        Number of batches, and of the genes that could be added: some are passed over where they are too many.
+    """
+
+    def __init__(self, group: Ints, batch: Ints, n_batches: int, n_genes: int) -> None:
+        self.used, self.controls = np.flatnonzero(group >= 0), np.flatnonzero(group == -1)
+        cells, of_cell, number = np.unique(
+            group[self.used] * n_batches + batch[self.used], return_inverse=True, return_counts=True
+        )
+        self.group, self.batch, self.number = cells // n_batches, cells % n_batches, number
+        self.n_batches, self.step = n_batches, max(1, -(-len(cells) * n_genes // PART_ELEMENTS))
+        self.effects: list[tuple[F64, F64]] = []
+        self._cell, self._control = np.asarray(of_cell).reshape(-1), batch[self.controls]
+        self._n_controls = np.maximum(np.bincount(self._control, minlength=n_batches), 1)
+
+    def add(self, pred: Any, true: Any) -> None:
+        """Add a gene: (n,) decoded and measured values of the samples."""
+
+        def effect(values: Any) -> F64:
+            means = np.bincount(self._control, weights=values[self.controls], minlength=self.n_batches)
+            sums = np.bincount(self._cell, weights=values[self.used], minlength=len(self.number))
+            return np.asarray(sums / self.number - (means / self._n_controls)[self.batch], dtype=np.float64)
+
+        self.effects.append((effect(pred), effect(true)))
+
+
+def profile_parts(
+    cells: ProfileCells,
+    correlations: F64,
+    *,
+    reference: ProfileReference = "controls",
+    block: Ints | None = None,
+) -> ProfileParts:
+    r"""Contributions of batches to correlations of effects: the effects' parts, by the slope of the correlation.
+
+    A batch's controls are in the effects of all perturbations that it has, so that these are not independent. With
+    :math:`w_{gb}` the share of a perturbation's samples that are in batch b, the batch contributes
+    :math:`w_{gb} (r_g + \nabla r_g \cdot (\delta_{gb} - \delta_g))`.
+
+    Parameters
+    ----------
+    cells
+        Effects by batch on some genes.
+    correlations
+        (n_groups,) correlations over all genes, NaN where there is none; what the values add up to.
+    reference, block
+        As `ProfileSums.result`.
+    """
+    kept = np.isfinite(correlations[cells.group])
+    of_group, of_batch, number = cells.group[kept], cells.batch[kept], cells.number[kept]
+    present, place = np.unique(of_group, return_inverse=True)
+    place = np.asarray(place, dtype=np.int64).reshape(-1)
+    weight = number / np.bincount(place, weights=number)[place]
+    effects = np.asarray(cells.effects, dtype=np.float64).reshape(-1, 2, len(cells.group)).transpose(1, 2, 0)[:, kept]
+    means = np.zeros((2, len(present), effects.shape[2]))
+    for side, effect in zip(means, effects, strict=True):
+        np.add.at(side, place, weight[:, None] * effect)
+    away = effects - means[:, place]
+    blocks = np.zeros(len(present), dtype=np.int64) if block is None else np.asarray(block)[present]
+    if reference == "perturbed":
+        for code in np.unique(blocks):
+            means[:, blocks == code] -= means[:, blocks == code].mean(axis=1, keepdims=True)
+    slopes = _slopes(means[0], means[1])
+    change = weight * sum(
+        np.einsum("ij,ij->i", slope[place], effect) for slope, effect in zip(slopes, away, strict=True)
+    )
+    mean = correlations[present].astype(np.float64)
+    values = np.asarray(weight * mean[place] + change, dtype=np.float64)
+    if reference == "perturbed":
+        # The mean effect that is taken from all perturbations of a block moves with the batch too.
+        of_batches = np.bincount(of_batch, weights=values, minlength=cells.n_batches)
+        for code in np.unique(blocks):
+            mine, inside = np.flatnonzero(blocks[place] == code), blocks == code
+            for slope, effect in zip(slopes, away, strict=True):
+                common = (weight[mine, None] * effect[mine]) @ slope[inside].sum(axis=0) / inside.sum()
+                of_batches -= np.bincount(of_batch[mine], weights=common, minlength=cells.n_batches)
+        values = with_margins(values, weight, (of_batch, place), (of_batches, mean))
+    return ProfileParts(of_group.astype(np.int64), of_batch.astype(np.int64), values, weight)
+
+
+def _slopes(a: F64, b: F64) -> tuple[F64, F64]:
+    """Derivative of the Pearson correlation of each pair of rows in either row; 0 where one is constant."""
+    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
+    size_a, size_b = (np.linalg.norm(rows, axis=1)[:, None] for rows in (a, b))
+    flat = (size_a <= 1e-12) | (size_b <= 1e-12)
+    a, b = a / np.where(flat, 1.0, size_a), b / np.where(flat, 1.0, size_b)
+    rho = np.einsum("ij,ij->i", a, b)[:, None]
+    return (
+        np.where(flat, 0.0, (b - rho * a) / np.where(flat, 1.0, size_a)),
+        np.where(flat, 0.0, (a - rho * b) / np.where(flat, 1.0, size_b)),
+    )
 
 
 def pearson_delta(

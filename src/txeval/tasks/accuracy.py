@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import Ints, Strings
-from txeval.compute.intervals import CONTROLS, Units
+from txeval.compute.arrays import F64, Ints, Strings
+from txeval.compute.intervals import CONTROLS, Units, once_of_pairs, with_margins
 from txeval.errors import NotComputable
 from txeval.metrics.knn import constant_accuracy
 from txeval.tasks.base import Score, crossed_units
@@ -131,26 +131,42 @@ def _crossed(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
     """Contributions by batch and class; balanced: every class weighs the same.
 
     A class is in an accuracy twice: by its own samples, and by those of others that it takes. Without it, the samples
-    that are just not right because it is among the classes before theirs would be. Each such loss is shared by the
-    class that lost and those that took, the latter evenly over their own samples. The loss that all classes together
-    make, which goes with their number, is shared out evenly within each batch: the sums over batches are those of the
-    hits.
+    that are just not right because it is among the classes before theirs would be. So the sum over a class is its hits
+    less what it takes, as in a jackknife; sums over batches are those of the hits. What two classes take from each
+    other is in the sums of both: these are scaled about their mean so that their squares count it once (see
+    `once_of_pairs`).
     """
     weight = np.ones(len(ranked.rank))
     if balanced:
         weight /= np.bincount(ranked.truth, minlength=len(ranked.classes))[ranked.truth]
     hits = (ranked.rank < top) * weight
     labels, codes = ranked.unit_labels, ranked.unit_codes
+    levels, level = np.unique(codes[1], return_inverse=True)
+    level = np.asarray(level, dtype=np.int64).reshape(-1)
     # Controls as competitors are no class that is drawn.
-    drawn = ~np.char.startswith(labels[1].astype(str), CONTROLS)[codes[1]]
-    number = np.bincount(ranked.truth[drawn], minlength=len(ranked.classes))
+    drawn = ~np.char.startswith(labels[1].astype(str), CONTROLS)[levels]
+    of_class = np.full(len(ranked.classes), -1, dtype=np.int64)
+    mine = drawn[level]
+    of_class[ranked.truth[mine]] = level[mine]
     just, place = np.nonzero((ranked.rank == top)[:, None] & (ranked.ahead >= 0))
-    taken = np.bincount(ranked.ahead[just, place], weights=weight[just] / (top + 1), minlength=len(ranked.classes))
-    lost = np.where(drawn, (taken / np.maximum(number, 1))[ranked.truth], 0.0)
-    even = np.where(drawn, 1.0 / np.maximum(number, 1)[ranked.truth], 0.0)
-    gone, inside = (np.bincount(codes[0], weights=side, minlength=len(labels[0])) for side in (lost, even))
-    shared = even * (gone / np.where(inside > 0, inside, 1.0))[codes[0]]
-    return crossed_units(labels, codes, hits - lost + shared, weight)
+    taker = of_class[ranked.ahead[just, place]]
+    just, taker = just[taker >= 0], taker[taker >= 0]
+
+    def per_level(values: F64, at: Ints = level) -> F64:
+        return np.asarray(np.bincount(at, weights=values, minlength=len(levels)), dtype=np.float64)
+
+    own, below, taken = per_level(hits), per_level(weight), per_level(weight[just], taker)
+    moved = np.where(drawn, own - taken, 0.0)
+    even = np.where(drawn, below, 0.0) / max(1e-300, float(below[drawn].sum()))
+    moved -= even * moved.sum()
+    ratio = float(hits.sum() / weight.sum())
+    cells = np.unique(codes[0] * len(levels) + level, return_inverse=True)[1].reshape(-1)
+    noise = float((np.bincount(cells, weights=hits - ratio * weight) ** 2).sum())
+    moved *= once_of_pairs(moved, level[just], taker, weight[just], at_least=noise)
+    sums = np.where(drawn, even * own[drawn].sum() + moved, own)
+    batch = np.unique(codes[0], return_inverse=True)[1].reshape(-1)
+    values = with_margins(hits, weight, (level, batch), (sums, np.bincount(batch, weights=hits)))
+    return crossed_units(labels, codes, values, weight)
 
 
 def perturbation_table(ranked: Ranked) -> pd.DataFrame:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import F64, Ints, Strings
-from txeval.compute.intervals import Units, adjusted_share_interval
+from txeval.compute.intervals import Units, adjusted_share_interval, once_of_pairs, with_margins
 from txeval.compute.memory import held_rows
 from txeval.errors import NotComputable
 from txeval.metrics.average_precision import (
@@ -22,7 +22,16 @@ from txeval.metrics.average_precision import (
 from txeval.metrics.consistency import adjust
 from txeval.metrics.knn import true_class_ranks
 from txeval.tasks.accuracy import Ranked, accuracy, balanced_accuracy, joined, perturbation_table
-from txeval.tasks.base import Ceiling, Metric, Score, Sizes, Task, TaskInputs, batch_and_perturbation
+from txeval.tasks.base import (
+    Ceiling,
+    Metric,
+    Score,
+    Sizes,
+    Task,
+    TaskInputs,
+    batch_and_perturbation,
+    crossed_units,
+)
 from txeval.tasks.blocks import Blocks, cell_lines
 from txeval.tasks.ceiling import HALVES_OF_TEST, shared_split
 from txeval.tasks.subsample import Downsample, stratified_draw
@@ -90,6 +99,8 @@ class Precisions:
         One row per perturbation (and cell line): see `txeval.metrics.average_precision.map_table`.
     values, chance
         (m,) of the queries that have one.
+    taken
+        Per block its perturbations, and what these take from each other: see `Retrieval`.
     truth
         (m,) their perturbation; `unit_labels`, `unit_codes` as in `Ranked`.
     resolution
@@ -99,6 +110,7 @@ class Precisions:
     table: pd.DataFrame
     values: F64
     chance: F64
+    taken: tuple[tuple[Ints, F64], ...]
     truth: Ints
     unit_labels: tuple[Strings, Strings]
     unit_codes: tuple[Ints, Ints]
@@ -207,7 +219,7 @@ def _retrieved(inputs: TaskInputs, pairs: Sequence[tuple[Ints, Ints]], left_out:
         kept = every[stratified_draw(samples.perturbation[every], params.max_queries, inputs.rng("retrieval"))]
         lost["queries beyond max_queries"] = len(every) - len(kept)
         pairs = [(ref, query[np.isin(query, kept)]) for ref, query in pairs]
-    tables, parts = [], []
+    tables, parts, taken = [], [], []
     for block in cell_lines(samples, params.blocks):
         inside = [(block.within(ref), block.within(query)) for ref, query in pairs]
         absent = sum(len(query) for ref, query in inside if not len(ref))
@@ -220,6 +232,7 @@ def _retrieved(inputs: TaskInputs, pairs: Sequence[tuple[Ints, Ints]], left_out:
         # Classes that only the other rows have would cost memory and nothing else.
         classes = np.unique(samples.perturbation[np.concatenate([*(ref for ref, _ in inside), q])])
         truth = np.searchsorted(classes, samples.perturbation[q])
+        counts = np.bincount(truth, minlength=len(classes))
         embedded = held_rows(inputs.embedding, q)
         found = joined_retrievals(
             [
@@ -230,6 +243,7 @@ def _retrieved(inputs: TaskInputs, pairs: Sequence[tuple[Ints, Ints]], left_out:
                     np.searchsorted(classes, samples.perturbation[query]),
                     n_classes=len(classes),
                     by_class=params.retrieval_null == "samples",
+                    query_weight=1.0 / counts[np.searchsorted(classes, samples.perturbation[query])],
                 )
                 for ref, query in inside
             ]
@@ -253,6 +267,8 @@ def _retrieved(inputs: TaskInputs, pairs: Sequence[tuple[Ints, Ints]], left_out:
         tables.append(table[table["n"] > 0])
         chance = expected_average_precision(found.n_positive, found.n_total)
         parts.append((q[known], found.values[known], chance[known]))
+        if found.taken is not None:
+            taken.append((classes, found.taken))
     if not parts:
         raise NotComputable("no query has both a sample of its perturbation and one of another in the reference set")
     table = pd.concat(tables, ignore_index=True)
@@ -263,6 +279,7 @@ def _retrieved(inputs: TaskInputs, pairs: Sequence[tuple[Ints, Ints]], left_out:
         table=table,
         values=values,
         chance=chance,
+        taken=tuple(taken),
         truth=samples.perturbation[rows],
         unit_labels=labels,
         unit_codes=units,
@@ -292,14 +309,49 @@ def _map(found: Neighbourhoods) -> Score:
         group="perturbation",
         left_out=precision.left_out,
         notes=precision.notes,
-        units=Units.crossed(
-            ("batch", "perturbation"),
-            precision.unit_labels,
-            precision.unit_codes,
-            precision.values * weight,
-            weight,
-        ),
+        units=_precision_units(precision, weight),
     )
+
+
+def _precision_units(precision: Precisions, weight: F64) -> Units:
+    """Contributions by batch and perturbation: the precision of a perturbation less what it takes from others.
+
+    As for accuracies, see `txeval.tasks.accuracy`: a perturbation is in the mean twice, by its queries and by its
+    reference samples, which stand before those of others.
+    """
+    batch, level = (np.unique(codes, return_inverse=True)[1].reshape(-1) for codes in precision.unit_codes)
+    own = precision.values * weight
+    n = int(level.max()) + 1
+    of_perturbation = np.full(int(precision.truth.max()) + 1, -1, dtype=np.int64)
+    of_perturbation[precision.truth] = level
+    taken, first, second, size = np.zeros(n), [], [], []
+    for names, matrix in precision.taken:
+        at = np.where(names < len(of_perturbation), of_perturbation[np.minimum(names, len(of_perturbation) - 1)], -1)
+        used = np.flatnonzero(at >= 0)
+        taken += np.bincount(at[used], weights=matrix[:, used].sum(axis=0), minlength=n)
+        rows = len(matrix)
+        grid = np.zeros((rows, rows))
+        np.add.at(grid.T, used % rows, matrix[:, used].T)
+        a, b = np.nonzero(grid)
+        first.append(a)
+        second.append(b)
+        size.append(grid[a, b])
+    even = np.bincount(level, weights=weight) / weight.sum()
+    moved = np.bincount(level, weights=own) - taken
+    moved -= even * moved.sum()
+    cells = np.unique(batch * n + level, return_inverse=True)[1].reshape(-1)
+    noise = float((np.bincount(cells, weights=own - own.sum() / weight.sum() * weight) ** 2).sum())
+    if first and len(precision.taken) == 1:
+        names, matrix = precision.taken[0]
+        groups = np.zeros(n, dtype=np.int64)
+        at = np.flatnonzero(names < len(of_perturbation))
+        at = at[of_perturbation[names[at]] >= 0]
+        groups[of_perturbation[names[at]]] = at % len(matrix)
+        together = np.asarray(np.bincount(groups, weights=moved, minlength=len(matrix)), dtype=np.float64)
+        moved *= once_of_pairs(together, first[0], second[0], size[0], at_least=noise)
+    sums = even * own.sum() + moved
+    values = with_margins(own, weight, (level, batch), (sums, np.bincount(batch, weights=own)))
+    return crossed_units(precision.unit_labels, precision.unit_codes, values, weight)
 
 
 def _map_significant(found: Neighbourhoods) -> Score:

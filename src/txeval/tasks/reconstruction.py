@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import F32, F64, Bools, Ints, Rows, Strings, row_blocks
-from txeval.compute.correlation import GENE_TILE, Spearman, correlation_influence, spearman_of_ranks
+from txeval.compute.correlation import GENE_TILE, Spearman, correlation_influence, spearman_of_ranks, twice_ranks
 from txeval.compute.decoder import (
     CLOSED_FORM,
     PANEL_ELEMENTS,
@@ -22,12 +22,21 @@ from txeval.compute.decoder import (
     fit_decoder,
     hidden_widths,
 )
+from txeval.compute.deletion import correlation_gap
 from txeval.compute.groups import add_to_groups
-from txeval.compute.intervals import Units
+from txeval.compute.intervals import Units, with_margins
 from txeval.compute.memory import bounded, held_rows, scratch_folder, working
 from txeval.errors import NotComputable
 from txeval.metrics.convergent_probe import validation_rows
-from txeval.metrics.profiles import LinearSums, ProfileReference, ProfileSums, ProfileTruth
+from txeval.metrics.profiles import (
+    LinearSums,
+    ProfileCells,
+    ProfileParts,
+    ProfileReference,
+    ProfileSums,
+    ProfileTruth,
+    profile_parts,
+)
 from txeval.metrics.reconstruction import (
     ConstantTruth,
     GeneMoments,
@@ -60,6 +69,9 @@ HELD_OUT = 0.3
 
 #: The recipe was made for thousands of steps; with fewer than this its weights stay near their random start.
 FEW_STEPS = 1000
+
+#: What a correlation loses without a whole batch or perturbation is taken over every so many of the sampled genes.
+GAP_STEP = 4
 
 
 @dataclass(frozen=True)
@@ -159,12 +171,18 @@ class ProfileScores:
         Column -> why it has no values.
     left_out
         Samples in batches without controls.
+    parts
+        Column -> contributions by batch, their groups as rows of `table`.
+    batches
+        Names of the batches of `parts`.
     """
 
     table: pd.DataFrame
     constant: int
     reasons: Mapping[str, str]
     left_out: int
+    parts: Mapping[str, ProfileParts]
+    batches: Strings
 
 
 @dataclass(frozen=True)
@@ -433,7 +451,9 @@ class _Scoring:
         """Give the scores' parts."""
         assert self.spearman is not None  # given before
         scored, truth = self.scored, self.truth
-        by_pearson, by_spearman = self._correlation_influence(self.spearman)
+        labels, units = batch_and_perturbation(self.inputs.samples, scored.rows)
+        cells = ProfileCells(scored.group, scored.batch, scored.n_batches, len(truth.sampled))
+        by_pearson, by_spearman = self._correlation_influence(self.spearman, units, cells)
         integrity: StructuralIntegrity | NotComputable
         try:
             integrity = self.sums.result()
@@ -441,7 +461,6 @@ class _Scoring:
             integrity = why
         grand = truth.plain.mean()
         used = np.bincount(scored.batch, weights=scored.control, minlength=scored.n_batches) > 0
-        labels, units = batch_and_perturbation(self.inputs.samples, scored.rows)
         contributions = Contributions(
             labels=labels,
             codes=units,
@@ -460,24 +479,55 @@ class _Scoring:
             moments=self.moments,
             spearman=self.spearman,
             integrity=integrity,
-            profiles=_profile_scores(self.profiles, scored.groups, int((scored.group < -1).sum())),
+            profiles=_profile_scores(self.profiles, scored, cells),
             params=self.inputs.params,
             notes=self.notes,
         )
 
-    def _correlation_influence(self, spearman: Spearman) -> tuple[F64, F64]:
-        """Influence of every sample on the means of Pearson and Spearman, over evenly spaced genes: (n,) each."""
+    def _correlation_influence(
+        self, spearman: Spearman, codes: tuple[Ints, Ints], cells: ProfileCells
+    ) -> tuple[F64, F64]:
+        """Influence of every sample on the means of Pearson and Spearman, over evenly spaced genes: (n,) each.
+
+        The influences of a batch and of a perturbation (`codes`) add up to what the correlation loses without them.
+        The same genes go into `cells`.
+        """
         n, g, step = self.truth.n, self.truth.g, self.truth.step
         counted = np.ones(g, dtype=bool) if self.inputs.params.constant_truth == "zero" else ~spearman.constant_true
         counted = counted[::step]
-        total = np.zeros((2, n))
+        sides = [np.unique(side, return_inverse=True)[1].reshape(-1).astype(np.int64) for side in codes]
+        gaps = [np.zeros((2, int(side.max()) + 1)) for side in sides]
+        total, n_gaps = np.zeros((2, n)), 0
         for start in range(0, len(counted), GENE_TILE):
             genes = slice(start * step, min(g, (start + GENE_TILE) * step), step)
             predicted = self.decoders.columns(genes)
-            for k in np.flatnonzero(counted[start : start + GENE_TILE]):
-                total += correlation_influence(predicted[k], np.asarray(self.truth.sampled[start + k]))
+            for k in range(len(predicted)):
+                columns = predicted[k], np.asarray(self.truth.sampled[start + k])
+                if (start + k) % cells.step == 0:
+                    cells.add(*columns)
+                if not counted[start + k]:
+                    continue
+                total += correlation_influence(*columns)
+                if (start + k) % GAP_STEP == 0:
+                    n_gaps += 1
+                    ranks = twice_ranks(np.ascontiguousarray(columns[0])), twice_ranks(columns[1])
+                    for side, gap in zip(sides, gaps, strict=True):
+                        gap[0] += correlation_gap(columns[0], columns[1], side, gap.shape[1])
+                        gap[1] += correlation_gap(ranks[0], ranks[1], side, gap.shape[1])
         total /= max(1, int(counted.sum()))
-        return total[0], total[1]
+        made = []
+        for kind in (0, 1):
+            sums = []
+            for place, (side, gap) in enumerate(zip(sides, gaps, strict=True)):
+                # Controls are no level that could be absent.
+                control = np.bincount(side, weights=self.scored.control) > 0
+                kept = np.ones(gap.shape[1]) if place == 0 else 1.0 - control
+                number = np.bincount(side) * kept
+                beyond = n * gap[kind] / max(1, n_gaps) * kept
+                beyond -= number / max(1.0, number.sum()) * beyond.sum()
+                sums.append(np.bincount(side, weights=total[kind]) + beyond)
+            made.append(with_margins(total[kind], np.ones(n), sides, sums))
+        return made[0], made[1]
 
 
 #: Column of the table of profiles -> what the effects are relative to.
@@ -487,11 +537,13 @@ REFERENCES: Mapping[str, ProfileReference] = {
 }
 
 
-def _profile_scores(profiles: ProfileSums, groups: pd.DataFrame, left_out: int) -> ProfileScores:
-    table, constant, reasons = groups.copy(), 0, {}
+def _profile_scores(profiles: ProfileSums, scored: Scored, cells: ProfileCells) -> ProfileScores:
+    groups, constant, reasons = scored.groups, 0, {}
+    table, parts = groups.copy(), {}
+    block = np.unique(groups["cell_line"], return_inverse=True)[1].reshape(-1)
     for column, reference in REFERENCES.items():
         try:
-            found = profiles.result(reference, block=np.unique(groups["cell_line"], return_inverse=True)[1])
+            found = profiles.result(reference, block=block)
         except NotComputable as why:
             reasons[column] = str(why)
             table[column] = np.nan
@@ -499,9 +551,13 @@ def _profile_scores(profiles: ProfileSums, groups: pd.DataFrame, left_out: int) 
         table["n_samples"] = found.n
         table[column] = found.values
         constant = max(constant, int(found.constant_pred.sum())) if reference == "controls" else constant
+        parts[column] = profile_parts(cells, found.values, reference=reference, block=block)
     if "n_samples" in table:
-        table = table[table["n_samples"] > 0].reset_index(drop=True)
-    return ProfileScores(table, constant, reasons, left_out)
+        kept = np.asarray(table["n_samples"] > 0)
+        table = table[kept].reset_index(drop=True)
+        row = np.cumsum(kept) - 1
+        parts = {column: replace(part, group=row[part.group]) for column, part in parts.items()}
+    return ProfileScores(table, constant, reasons, int((scored.group < -1).sum()), parts, scored.batches)
 
 
 def _norm_parts(squares: F64, batch: Ints, level: Ints, control: Bools, scored: Bools) -> F64:
@@ -607,9 +663,9 @@ def _profile(decoded: Decoded, column: str) -> Score:
     if not len(table):
         raise NotComputable("the measured effect of every perturbation is the same for all genes")
     values = table[column].to_numpy(dtype=float)
-    (lines, line), (names, name) = (
-        np.unique(table[key].astype(str), return_inverse=True) for key in ("cell_line", "perturbation")
-    )
+    names, name = np.unique(table["perturbation"].astype(str), return_inverse=True)
+    part = found.parts[column]
+    of_row = pd.Index(table.index).get_indexer(pd.Index(part.group))
     left_out = {
         "samples of batches without controls": found.left_out,
         "perturbations of constant decoded effect (count as 0)": found.constant,
@@ -623,9 +679,13 @@ def _profile(decoded: Decoded, column: str) -> Score:
         group="perturbation",
         left_out={reason: count for reason, count in left_out.items() if count},
         notes=decoded.notes,
-        units=Units.single("perturbation", names, values)
-        if len(lines) == 1
-        else Units.crossed(("cell_line", "perturbation"), (lines, names), (line, name), values),
+        units=Units.crossed(
+            ("batch", "perturbation"),
+            (found.batches, names),
+            (part.batch, np.asarray(name).reshape(-1)[of_row]),
+            part.values,
+            part.weight,
+        ),
     )
 
 
