@@ -179,6 +179,24 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
+def _result(name: str) -> str:
+    """A table of benchmarks/results, as a part of a page."""
+    path = Path(__file__).parents[1] / "benchmarks" / "results" / f"{name}.md"
+    if not path.is_file():
+        return "Not measured yet."
+    text = path.read_text(encoding="utf-8").partition("\n")[2]
+    text = text.replace("[full_size.md](full_size.md)", "[below](#one-embedding-at-the-size-of-replogle)")
+    return re.sub("^## ", "### ", text, flags=re.MULTILINE).strip()
+
+
+def benchmark_table() -> str:
+    return _result("bench")
+
+
+def full_size_table() -> str:
+    return _result("full_size")
+
+
 GENERATED: dict[str, Callable[[], str]] = {
     function.__name__: function
     for function in (
@@ -191,6 +209,8 @@ GENERATED: dict[str, Callable[[], str]] = {
         parity_effects,
         ranking_results,
         probe_solvers,
+        benchmark_table,
+        full_size_table,
         columns,
         commands,
     )
