@@ -179,7 +179,7 @@ def commands() -> str:
     return "\n\n".join(parts)
 
 
-def _result(name: str) -> str:
+def _measured(name: str) -> str:
     """A table of benchmarks/results, as a part of a page."""
     path = Path(__file__).parents[1] / "benchmarks" / "results" / f"{name}.md"
     if not path.is_file():
@@ -190,11 +190,11 @@ def _result(name: str) -> str:
 
 
 def benchmark_table() -> str:
-    return _result("bench")
+    return _measured("bench")
 
 
 def full_size_table() -> str:
-    return _result("full_size")
+    return _measured("full_size")
 
 
 GENERATED: dict[str, Callable[[], str]] = {
