@@ -167,12 +167,18 @@ class Kept:
         while len(self._things) >= self._size:
             self._things.popitem(last=False)
         self._things[key] = make()
-        while self._most is not None and len(self._things) > 1 and self._bytes() > self._most:
+        while self._most is not None and len(self._things) > 1 and self.nbytes > self._most:
             self._things.popitem(last=False)
         return self._things[key]
 
-    def _bytes(self) -> int:
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all things that are kept."""
         return sum(self._weigh(thing) for thing in self._things.values())
+
+    def clear(self) -> None:
+        """Let all things go."""
+        self._things.clear()
 
 
 class Worker:
@@ -186,6 +192,7 @@ class Worker:
         self._fitted = Kept(
             4, max(WORKING_LEAST, min(WORKING_MOST, setup.working())) // 4, lambda fitted: fitted.nbytes
         )
+        self._widths: dict[str, int] = {}
         self._splits: dict[str, Ints] | None = None
         self._relations: Mapping[str, pd.DataFrame] | None = None
         self._expression: LogNormExpression | None = None
@@ -203,17 +210,24 @@ class Worker:
         """Do one job; raises only for a disk that cannot be written to, and InputError of an embedding."""
         cells = () if isinstance(job, EmbeddingJob) else job.cells if isinstance(job, CellGroup) else (job,)
         fixed = sum(map(self._fixed, cells))
-        with bounded(self.setup.working(fixed), self.store.scratch), exact_products():
+        # Maps that are kept for other cells count too, and go where they leave too little.
+        if self.setup.working(fixed + self._fitted.nbytes) < WORKING_LEAST:
+            self._fitted.clear()
+        with bounded(self.setup.working(fixed + self._fitted.nbytes), self.store.scratch), exact_products():
             if isinstance(job, EmbeddingJob):
                 return self.embed(job, progress)
             return self.compute_together(job) if isinstance(job, CellGroup) else self.compute(job)
 
     def _fixed(self, cell: Cell) -> int:
         """Bytes that a cell needs for what it makes."""
-        values = self.store.load_embedding(cell.embedding.key, self.screen.n)
-        if values is None:
-            return 0
-        return cell_bytes(cell, Sizes.of(self.screen.samples, self.splits, self.screen.n_genes, int(values.shape[1])))
+        key = cell.embedding.key
+        if key not in self._widths:
+            values = self.store.load_embedding(key, self.screen.n)
+            if values is None:
+                return 0
+            self._widths[key] = int(values.shape[1])
+        sizes = Sizes.of(self.screen.samples, self.splits, self.screen.n_genes, self._widths[key])
+        return cell_bytes(cell, sizes)
 
     def embed(self, job: EmbeddingJob, progress: Callable[[str], None]) -> Report:
         """Make an embedding and keep it."""
