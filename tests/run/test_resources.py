@@ -211,7 +211,7 @@ def test_groups_are_as_large_as_memory_and_workers_let(
 
     def sizes(gib: float, workers: int) -> list[int]:
         found = Resources(Memory(int(gib * GIB) + PROCESS_BYTES * (workers + (workers > 1)), "test"), workers, "cpu")
-        jobs = group_cells(plan, plan.cells, {}, found, workers)
+        jobs = group_cells(plan, plan.cells, {}, found.worker_memory(workers), workers)
         cells = [cell for job in jobs for cell in ([job] if isinstance(job, Cell) else job.cells)]
         assert sorted(cell.key for cell in cells) == sorted(cell.key for cell in plan.cells)
         return [len(job.cells) if isinstance(job, CellGroup) else 1 for job in jobs if job.task == "reconstruction"]

@@ -17,6 +17,7 @@ __all__ = ["add_run_options", "add_screen_options", "config_from", "counts", "ro
 
 SCALES = ("counts", "normalized", "log1p", "continuous")
 OVERWRITE = ("never", "missing", "always")
+EXECUTORS = ("local", "dask")
 DEFAULT_OUT = "txeval-results"
 
 
@@ -127,6 +128,22 @@ def add_run_options(parser: Parser) -> None:
         "--device",
         metavar="DEVICE",
         help="auto (default: a CUDA device where torch finds one, else cpu), cpu, cuda or cuda:N",
+    )
+    how.add_argument(
+        "--executor",
+        metavar="WHERE",
+        type=one_of("executor", EXECUTORS),
+        help="local (default): this machine; dask: a cluster, named by --scheduler or --cluster",
+    )
+    how.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="scheduler of a running Dask cluster (tcp://HOST:8786), or its --scheduler-file NAME.json",
+    )
+    how.add_argument(
+        "--cluster",
+        metavar="FILE.yaml",
+        help="cluster that dask-jobqueue starts for this run: SLURM, PBS, LSF, SGE, ...",
     )
     how.add_argument(
         "--overwrite",
@@ -250,6 +267,9 @@ def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
         "workers": args.workers,
         "max_memory": args.max_memory,
         "device": args.device,
+        "executor": args.executor,
+        "scheduler": args.scheduler,
+        "cluster": args.cluster,
         "overwrite": args.overwrite,
         "baseline": False if args.no_baseline else None,
         "baselines": args.baselines,

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import yaml
 
@@ -25,12 +25,18 @@ from txeval.protocol import Protocol, list_protocols, load_protocol, parse_yaml
 from txeval.tasks.base import Params, Task
 from txeval.tasks.registry import get_task, list_tasks, task_params
 
-__all__ = ["OVERWRITE", "Overwrite", "RunConfig", "build_config", "check_config", "load_config"]
+if TYPE_CHECKING:
+    from txeval.run.cluster import Place
+
+__all__ = ["EXECUTORS", "OVERWRITE", "Overwrite", "RunConfig", "build_config", "check_config", "load_config"]
 
 Overwrite = Literal["never", "missing", "always"]
 
 #: What to do with scores that the results folder holds already.
 OVERWRITE: tuple[Overwrite, ...] = get_args(Overwrite)
+
+#: Where cells are computed: on this machine, or on a Dask cluster.
+EXECUTORS = ("local", "dask")
 
 #: The baseline that the others are divided by.
 RANDOM = "random"
@@ -75,6 +81,12 @@ class RunConfig:
         has, less a reserve.
     device
         "auto" (a CUDA device where torch finds one), "cpu", "cuda" or "cuda:N".
+    executor
+        "local": on this machine; "dask": on the workers of a Dask cluster.
+    scheduler
+        Address of the scheduler of a running Dask cluster, or the file that it writes its address to.
+    cluster
+        File that describes a cluster which dask-jobqueue starts.
     overwrite
         "missing": compute what the folder lacks; "always": everything; "never": refuse where anything is there.
     baseline
@@ -104,6 +116,9 @@ class RunConfig:
     workers: int | Literal["auto"] = 1
     max_memory: int | None = None
     device: str = "auto"
+    executor: str = "local"
+    scheduler: str | None = None
+    cluster: Path | None = None
     overwrite: Overwrite = "missing"
     baseline: bool = True
     baselines: tuple[str, ...] | None = None
@@ -155,6 +170,15 @@ class RunConfig:
         there = {spec.source for spec in asked}
         added = [baseline_spec(text) for text in self.chosen_baselines]
         return (*(spec for spec in added if spec.source not in there), *asked)
+
+    @property
+    def place(self) -> Place | None:
+        """The cluster to compute on; None: this machine."""
+        if self.executor == "local":
+            return None
+        from txeval.run.cluster import check_place
+
+        return check_place(self.scheduler, self.cluster)
 
     def post_params(self, name: str) -> dict[str, Any]:
         """All parameters of one post-processing, under the protocol."""
@@ -244,6 +268,9 @@ def load_config(path: Path | None, overrides: Mapping[str, Any] | None = None) -
     for one, other in (("control", "control_column"), ("control_column", "control")):
         if one in changed and other not in changed:
             roles.pop(other, None)
+    if given.keys() & {"scheduler", "cluster"} or given.get("executor") == "local":
+        # What the file says of another place does not fit to it.
+        content = {key: value for key, value in content.items() if key not in ("executor", "scheduler", "cluster")}
     merged = {**content, **given, "roles": {**roles, **changed}}
     return build_config(merged, where=str(path) if path is not None else "")
 
@@ -272,6 +299,8 @@ def build_config(values: Mapping[str, Any], *, where: str = "") -> RunConfig:
         if values.get(needed) is None:
             raise InputError(f"{place}{needed} is missing", remedy=remedy)
     protocol = values.get("protocol", "paper")
+    if "executor" not in values and ("scheduler" in values or "cluster" in values):
+        values["executor"] = "dask"
     config = RunConfig(
         screen=Path(values["screen"]).expanduser(),
         roles=_roles(values.get("roles", {}), place),
@@ -309,6 +338,7 @@ def check_config(config: RunConfig) -> None:
             raise InputError(f"{name} is {value}", remedy=f"use {low} or more")
     if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", config.device):
         raise InputError(f"device is {config.device!r}", remedy="use auto, cpu, cuda or cuda:0 (or another number)")
+    _check_executor(config)
     _check_protocol(config)
     if config.relations is not None and not config.relations.exists():
         raise InputError(
@@ -317,6 +347,24 @@ def check_config(config: RunConfig) -> None:
         )
     if config.out is not None:
         _check_out(config.out)
+
+
+def _check_executor(config: RunConfig) -> None:
+    if config.executor not in EXECUTORS:
+        raise unknown("executor", config.executor, EXECUTORS)
+    if config.executor == "local":
+        for name in ("scheduler", "cluster"):
+            if getattr(config, name) is not None:
+                raise InputError(
+                    f"{name} is given, and executor is 'local'", remedy=f"use executor dask, or leave {name} out"
+                )
+        return
+    if config.workers != 1:
+        raise InputError(
+            f"workers is {config.workers}, and executor is 'dask': the cluster has its own number of workers",
+            remedy="leave workers out; a cluster file says how many to start",
+        )
+    _ = config.place
 
 
 def _check_embeddings(config: RunConfig) -> None:
@@ -449,7 +497,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
 
 def _anchor_paths(content: dict[str, Any], folder: Path) -> dict[str, Any]:
     made = dict(content)
-    for name in ("screen", "labels", "out", "relations"):
+    for name in ("screen", "labels", "out", "relations", "cluster"):
         if name in made:
             made[name] = folder / Path(made[name]).expanduser()
     protocol = made.get("protocol")
@@ -550,6 +598,9 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "workers": (_workers, "a whole number, or auto"),
     "max_memory": (_size, "a size such as 2GiB, 16GB or 500M"),
     "device": (_text, "auto, cpu, cuda or cuda:N"),
+    "executor": (_text, "one of " + ", ".join(EXECUTORS)),
+    "scheduler": (_text, "an address such as tcp://HOST:8786"),
+    "cluster": (_path, "a path"),
     "overwrite": (_text, "one of " + ", ".join(OVERWRITE)),
     "baseline": (_flag, "true or false"),
     "baselines": (_texts, "a list of floors and ceilings"),

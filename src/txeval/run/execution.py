@@ -27,7 +27,7 @@ from txeval.run.files import FORMAT, now
 from txeval.run.plan import COSTS, DEFAULT_COST, Cell, CellGroup, EmbeddingJob, Plan, screen_record, task_record
 from txeval.run.pool import Job, make_runner
 from txeval.run.progress import NullProgress, Progress, Work
-from txeval.run.resources import Resources, check_memory, find_resources, group_cells
+from txeval.run.resources import Resources, check_memory, find_resources, group_cells, needs_of
 from txeval.run.store import Store
 from txeval.run.worker import Report, Setup, failed_cell
 
@@ -110,6 +110,7 @@ class _Run:
         self.broken: dict[str, Report] = {}
         self.n_computed = 0
         self.n_errors = 0
+        self.work: Work | None = None
         self.begin = time.perf_counter()
         self.resources: Resources = find_resources(plan.config, plan)
 
@@ -168,8 +169,10 @@ class _Run:
         left = Counter(_kind(job) for job in every)
         costs = {kind: COSTS.get(kind, DEFAULT_COST) for kind in left}
         workers = min(self.resources.workers, max(len(todo), len(jobs), 1))
-        check_memory(self.plan, todo, self._widths(todo), self.resources, workers)
-        self.progress.start(Work(reused, left, costs, seconds, workers))
+        widths = self._widths(todo)
+        check_memory(self.plan, todo, widths, self.resources, workers)
+        self.work = Work(reused, left, costs, seconds, workers)
+        self.progress.start(self.work)
         for text in (*self.plan.warnings, *self.resources.warnings):
             self.progress.warn(text)
         if not todo:
@@ -180,12 +183,16 @@ class _Run:
             split_digest=self.plan.split_digest,
             relations=config.relations,
             max_elements=config.max_elements,
-            memory=self.resources.worker_memory(workers),
+            memory=self.resources.worker_memory(workers) if config.place is None else config.max_memory,
             device=self.resources.device,
         )
-        with _stoppable(), make_runner(setup, workers, self) as runner:
+
+        def needs(job: Job) -> dict[str, float]:
+            return needs_of(self.plan, job, self.resources, widths)
+
+        with _stoppable(), make_runner(setup, workers, self, config.place, needs) as runner:
             runner.run(jobs)
-            widths = self._widths(todo)
+            widths.update(self._widths(todo))
             check_memory(self.plan, todo, widths, self.resources, workers)
             ready = []
             for cell in todo:
@@ -195,7 +202,8 @@ class _Run:
                     self.ended(None, cell, dataclasses.replace(broken, reason=reason, seconds=0.0))
                 else:
                     ready.append(cell)
-            runner.run(group_cells(self.plan, ready, widths, self.resources, workers))
+            many, room = runner.room()
+            runner.run(group_cells(self.plan, ready, widths, room, many))
 
     def _widths(self, cells: Sequence[Cell]) -> dict[str, int]:
         """Columns of the embeddings that are there."""
@@ -225,12 +233,18 @@ class _Run:
         """Show and record a warning."""
         self.store.warn(text)
 
-    def ended(self, worker: int | None, job: Job, report: Report) -> None:
-        """Keep the reason of a job that no worker could finish, and show that it is over."""
+    def sized(self, workers: int) -> None:
+        """Let the time that is left follow from the number of workers."""
+        if self.work is not None:
+            self.work.workers = workers
+
+    def ended(self, worker: int | None, job: Job, report: Report) -> list[Job]:
+        """Keep the reason of a job that no worker could finish, show that it is over, give what is to be done again."""
         if isinstance(job, CellGroup):
+            again: list[Job] = []
             for one, part in zip(job.cells, report.parts or [report] * len(job.cells), strict=True):
-                self.ended(worker, one, part)
-            return
+                again += self.ended(worker, one, part)
+            return again
         for text in report.warnings:
             self.store.warn(text)
         if isinstance(job, EmbeddingJob):
@@ -244,6 +258,7 @@ class _Run:
                 cell = failed_cell(job, report.reason, report.trace, finished=report.finished, device=device)
                 self.store.save_cell(job.key, cell, {})
         self.progress.end(worker, _kind(job), _text(job), report.seconds, report.reason)
+        return []
 
     # What is written down
 
@@ -294,9 +309,9 @@ class _Run:
                     "started": now(),
                     "state": "running",
                     "command": self.command,
-                    "max_memory": self.resources.memory.bytes,
+                    "max_memory": self.resources.memory.bytes if plan.config.place is None else plan.config.max_memory,
                     "max_memory_source": self.resources.memory.source,
-                    "workers": self.resources.workers,
+                    "workers": self.resources.workers if plan.config.place is None else plan.config.place.text,
                     "device": self.resources.device,
                     **environment(),
                 }

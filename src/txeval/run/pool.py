@@ -14,15 +14,21 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 from txeval.errors import TxevalError
 from txeval.run.plan import Cell, CellGroup, EmbeddingJob
 from txeval.run.worker import Report, Setup, Worker, single_threaded
 
-__all__ = ["LOST_TRIES", "Here", "Hooks", "Job", "Pool", "make_runner"]
+if TYPE_CHECKING:
+    from txeval.run.cluster import Place
+
+__all__ = ["LOST_TRIES", "Here", "Hooks", "Job", "Pool", "Runner", "make_runner"]
 
 Job = EmbeddingJob | Cell | CellGroup
+
+#: What a job asks of a worker of a cluster, by the name of the resource.
+Needs = Callable[[Job], dict[str, float]]
 
 #: How often a job is tried whose worker process died.
 LOST_TRIES = 3
@@ -49,12 +55,34 @@ class Hooks(Protocol):
         """A worker tells how far it is."""
         ...
 
-    def ended(self, worker: int, job: Job, report: Report) -> None:
-        """A job has ended, with or without a result."""
+    def ended(self, worker: int, job: Job, report: Report) -> list[Job]:
+        """A job has ended, with or without a result; give what of it is to be done once more."""
+        ...
+
+    def sized(self, workers: int) -> None:
+        """There are so many workers now."""
         ...
 
     def warn(self, text: str) -> None:
         """Something is odd."""
+        ...
+
+
+class Runner(Protocol):
+    """Does jobs somewhere, within a `with` block; what it raises concerns the whole run."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+    def run(self, jobs: Sequence[Job]) -> None:
+        """Do all jobs; each is told to the hooks when it begins and ends."""
+        ...
+
+    def room(self) -> tuple[int, int]:
+        """Number of workers, and bytes that each may take."""
         ...
 
 
@@ -73,12 +101,18 @@ class Here:
     ) -> None:
         return None
 
+    def room(self) -> tuple[int, int]:
+        """Number of workers, and bytes that each may take."""
+        return 1, self.worker.setup.room
+
     def run(self, jobs: Sequence[Job]) -> None:
         """Do all jobs."""
+        left = deque(jobs)
         with single_threaded():
-            for job in jobs:
+            while left:
+                job = left.popleft()
                 self.hooks.started(0, job)
-                self.hooks.ended(0, job, self.worker.do(job, lambda text: self.hooks.says(0, text)))
+                left.extend(self.hooks.ended(0, job, self.worker.do(job, lambda text: self.hooks.says(0, text))))
 
 
 @dataclass
@@ -118,6 +152,10 @@ class Pool:
     ) -> None:
         self._stop(gently=kind is None)
 
+    def room(self) -> tuple[int, int]:
+        """Number of workers, and bytes that each may take."""
+        return self.workers, self.setup.room
+
     def run(self, jobs: Sequence[Job]) -> None:
         """Do all jobs, in their order as workers become free.
 
@@ -142,7 +180,7 @@ class Pool:
                 child = self._children[number]
                 message = _receive(child)
                 if message is not None:
-                    self._hear(number, child, message)
+                    left.extend(self._hear(number, child, message))
                     continue
                 del self._children[number]
                 cause = _cause(child.process)
@@ -195,7 +233,8 @@ class Pool:
             watched[child.pipe] = watched[child.process.sentinel] = number
         return sorted({watched[item] for item in wait(list(watched), timeout=0.5)})
 
-    def _hear(self, number: int, child: _Child, message: tuple[str, Any]) -> None:
+    def _hear(self, number: int, child: _Child, message: tuple[str, Any]) -> list[Job]:
+        """Pass on what a worker says; gives what is to be done once more."""
         kind, content = message
         if kind == "ready":
             child.ready = True
@@ -207,7 +246,8 @@ class Pool:
             raise content
         elif kind == "ended" and child.job is not None:
             job, child.job = child.job, None
-            self.hooks.ended(number, job, content)
+            return self.hooks.ended(number, job, content)
+        return []
 
     def _stop(self, *, gently: bool) -> None:
         children = list(self._children.values())
@@ -227,8 +267,14 @@ class Pool:
             child.pipe.close()
 
 
-def make_runner(setup: Setup, workers: int, hooks: Hooks) -> Here | Pool:
-    """Give what does jobs: this process for one worker, else worker processes."""
+def make_runner(
+    setup: Setup, workers: int, hooks: Hooks, place: Place | None = None, needs: Needs = lambda job: {}
+) -> Runner:
+    """Give what does jobs: a Dask cluster where one is named, this process for one worker, else worker processes."""
+    if place is not None:
+        from txeval.run.cluster import Dask
+
+        return Dask(setup, place, hooks, needs)
     return Here(setup, hooks) if workers == 1 else Pool(setup, workers, hooks)
 
 

@@ -10,7 +10,7 @@ from txeval.compute.machine import Memory, as_size, memory_limit, reserve, resol
 from txeval.compute.memory import WORKING_LEAST
 from txeval.errors import InputError
 from txeval.run.config import RunConfig
-from txeval.run.plan import Cell, CellGroup, Plan
+from txeval.run.plan import Cell, CellGroup, EmbeddingJob, Plan
 from txeval.run.worker import PROCESS_BYTES, cell_bytes
 from txeval.tasks.base import Sizes
 from txeval.tasks.registry import get_task
@@ -21,7 +21,19 @@ MOST_TOGETHER = 8
 #: Memory that a group leaves to its blocks.
 GROUP_WORKING = 2**30
 
-__all__ = ["PROCESS_BYTES", "Resources", "check_memory", "find_resources", "fixed_bytes", "group_cells", "sizes_of"]
+#: More than any machine has: on a cluster, each worker has its own bound.
+_UNKNOWN = 2**62
+
+__all__ = [
+    "PROCESS_BYTES",
+    "Resources",
+    "check_memory",
+    "find_resources",
+    "fixed_bytes",
+    "group_cells",
+    "needs_of",
+    "sizes_of",
+]
 
 
 @dataclass(frozen=True)
@@ -50,16 +62,23 @@ class Resources:
 
 
 def find_resources(config: RunConfig, plan: Plan | None = None) -> Resources:
-    """Resolve `max_memory`, `workers` and `device` of a configuration on this machine.
+    """Resolve `max_memory`, `workers` and `device` of a configuration on this machine, or for a cluster.
 
     Without `max_memory` it is what the machine or the control group has, minus `txeval.compute.machine.reserve`.
     Workers "auto" are the usable cores, but no more than the memory can feed.
+
+    On a cluster `max_memory` bounds each worker, and "auto" is the processor: what a worker has is known when it joins.
 
     Raises
     ------
     InputError
         A device is asked for that is not there.
     """
+    if config.executor == "dask":
+        most = Memory(
+            config.max_memory or _UNKNOWN, "max_memory" if config.max_memory else "the workers of the cluster"
+        )
+        return Resources(most, 1, "cpu" if config.device == "auto" else config.device)
     limit, warnings = memory_limit(), list[str]()
     if config.max_memory is None:
         memory = Memory(limit.bytes - reserve(limit.bytes), f"{limit.source}, less a reserve")
@@ -88,6 +107,16 @@ def sizes_of(plan: Plan, d: int | None) -> Sizes:
 def fixed_bytes(plan: Plan, cell: Cell, d: int | None) -> int:
     """What a cell needs for its results whatever the size of its blocks."""
     return cell_bytes(cell, sizes_of(plan, d))
+
+
+def needs_of(
+    plan: Plan, job: EmbeddingJob | Cell | CellGroup, resources: Resources, widths: dict[str, int]
+) -> dict[str, float]:
+    """What a job asks of a worker of a cluster: MEMORY in bytes, and GPU where the device is one."""
+    cells = job.cells if isinstance(job, CellGroup) else (job,) if isinstance(job, Cell) else ()
+    fixed = sum(fixed_bytes(plan, cell, widths.get(cell.embedding.key)) for cell in cells)
+    needs = {"MEMORY": float(PROCESS_BYTES + WORKING_LEAST + fixed)}
+    return {**needs, "GPU": 1.0} if resources.device.startswith("cuda") else needs
 
 
 def check_memory(
@@ -129,7 +158,7 @@ def check_memory(
 
 
 def group_cells(
-    plan: Plan, cells: Sequence[Cell], widths: dict[str, int], resources: Resources, workers: int
+    plan: Plan, cells: Sequence[Cell], widths: dict[str, int], share: int, workers: int
 ) -> list[Cell | CellGroup]:
     """Put cells together that can share a pass over the expression, as many as memory and workers let.
 
@@ -137,12 +166,15 @@ def group_cells(
     ----------
     widths
         Embedding key -> its columns.
+    share
+        Bytes that a worker may take.
+    workers
+        How many there are.
 
     Returns
     -------
     Cells and groups in the order of the first cell of each.
     """
-    share = resources.worker_memory(workers)
     alike: dict[tuple[Any, ...], list[Cell]] = {}
     for cell in cells:
         task = get_task(cell.task)

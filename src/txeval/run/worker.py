@@ -68,6 +68,11 @@ class Setup:
     memory: int | None = None
     device: str = "cpu"
 
+    @property
+    def room(self) -> int:
+        """Bytes that the worker's process may take, for sums: a great many where there is no bound."""
+        return self.memory or 2**62
+
     def working(self, fixed: int = 0) -> int:
         """Bytes that are left to a step beside the process itself and what the step needs for its result."""
         return 2**62 if self.memory is None else self.memory - PROCESS_BYTES - fixed
