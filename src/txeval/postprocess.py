@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import uuid
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -163,7 +164,7 @@ class Fitted:
             "shrinkage": np.float64(self.params.get("shrinkage", np.nan)),
         }
         arrays |= {name: getattr(self, name) for name in _ARRAYS}
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+        partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}.partial")
         try:
             with partial.open("wb") as handle:
                 np.savez(handle, **arrays)

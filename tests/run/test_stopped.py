@@ -109,9 +109,6 @@ def test_a_lock_without_the_help_of_the_system(tmp_path: Path, monkeypatch: pyte
     (tmp_path / ".lock").write_text(json.dumps(stale))
     with folder_lock(tmp_path):
         pass
-    (tmp_path / ".lock").write_text(json.dumps({**stale, "host": "elsewhere"}))
-    with pytest.raises(InputError, match="elsewhere"), folder_lock(tmp_path):
-        pass
 
 
 @pytest.mark.parametrize(("limit", "big", "where"), [(30_000, "1", "cells/"), (16_000, "", "units.parquet")])

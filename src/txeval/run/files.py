@@ -8,7 +8,9 @@ import itertools
 import json
 import os
 import platform
+import threading
 import time
+import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -43,8 +45,19 @@ __all__ = [
 #: Version of the layout of a results folder.
 FORMAT = 1
 
+#: How often the holder of a lock shows that it is alive, and for how many seconds it may be silent. Other machines go
+#: by that, and by their own monotonic clocks: neither the clock of the file server nor a clock that jumps matters.
+BEAT_EVERY = 5.0
+SILENT_AFTER = 30.0
+
+#: Where the system has no locks: how long to wait before looking whether somebody else took the lock as well.
+SETTLE = 0.3
+
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _counter = itertools.count()
+
+#: In names of temporary files: processes on two machines, or in two containers, may have the same number.
+_process = uuid.uuid4().hex[:12]
 
 
 class StorageError(InputError):
@@ -99,7 +112,7 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     StorageError
         Where the system cannot write.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{next(_counter)}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{_process}.{next(_counter)}.tmp")
     with storing(path):
         try:
             with temporary.open("wb") as handle:
@@ -159,10 +172,16 @@ def read_json(path: Path) -> Any:
 
 
 def remove_temporary(folder: Path, *, locks: bool = False) -> None:
-    """Remove what an interrupted write left; with `locks` also the lock files of single things."""
-    for pattern in (".*.tmp", ".*.partial", *([".*.lock"] if locks else [])):
+    """Remove what an interrupted write left; with `locks` also the files of locks that nobody holds."""
+    for pattern in (".*.tmp", ".*.partial"):
         for path in folder.glob(pattern):
             with suppress(OSError):
+                path.unlink()
+    for path in folder.glob(".*.lock") if locks else ():
+        # On a cluster, a worker of a client that was killed may still be at its last job.
+        owner = _owner(path)
+        if owner is None or owner.get("host") == platform.node():
+            with suppress(InputError, OSError), folder_lock(folder, name=path.name):
                 path.unlink()
 
 
@@ -170,8 +189,9 @@ def remove_temporary(folder: Path, *, locks: bool = False) -> None:
 def folder_lock(folder: Path, *, wait: bool = False, name: str = ".lock") -> Iterator[None]:
     """Hold a folder for one process.
 
-    The system releases the lock of a process that dies. Where the file system has no locks, the lock file
-    itself is the sign, and one whose process is gone on this machine is taken over.
+    The system releases the lock of a process that dies. It is not relied on between machines: some network file
+    systems have no locks, others keep them within one machine. There the content of the lock file tells who holds it,
+    and changes every `BEAT_EVERY` seconds; a holder that is silent for `SILENT_AFTER` seconds has gone.
 
     Parameters
     ----------
@@ -184,43 +204,126 @@ def folder_lock(folder: Path, *, wait: bool = False, name: str = ".lock") -> Ite
         Somebody else holds it; the message says who.
     """
     path = folder / name
-    with storing(path):
-        handle = path.open("a+", encoding="utf-8")
+    descriptor, mark = _take(path, wait)
     try:
-        held = _take(handle, path, wait)
-        handle.seek(0)
-        handle.truncate()
-        handle.write(json.dumps({"pid": os.getpid(), "host": platform.node(), "started": now(), "flock": held}))
-        handle.flush()
+        _beater.add(descriptor, mark)
         try:
             yield
         finally:
-            handle.seek(0)
-            handle.truncate()
+            _beater.remove(descriptor)
+            with suppress(OSError):
+                if (_owner(path) or mark).get("token") == mark["token"]:
+                    os.ftruncate(descriptor, 0)
     finally:
-        handle.close()
+        os.close(descriptor)
 
 
-def _take(handle: IO[str], path: Path, wait: bool) -> bool:
-    """Lock an open file; True where the system holds the lock, False where only the file's content does."""
+def _take(path: Path, wait: bool) -> tuple[int, dict[str, Any]]:
+    """Open and lock a file, and write into it who holds it; give its descriptor and that mark."""
     while True:
-        owner = _owner(path)
+        with storing(path):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            if fcntl is None:
-                raise OSError(errno.ENOSYS, "no locks here")
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            # A run from a machine that cannot lock this file system leaves its name without a lock.
-            if owner is None or owner.get("flock") or not _alive(owner):
-                return True
-            fcntl.flock(handle, fcntl.LOCK_UN)
-        except BlockingIOError:
-            pass
-        except OSError:
-            if owner is None or not _alive(owner):
-                return False
+            owner = None
+            held = _system_lock(descriptor)
+            if held is not None and not _is_at(descriptor, path):
+                # Its last holder has removed it: the lock of a file that is gone is worth nothing.
+                os.close(descriptor)
+                continue
+            owner = _owner(path)
+            if held is not None and (owner is None or not _alive(owner, path, held)):
+                mark = _mark(held)
+                with storing(path):
+                    os.ftruncate(descriptor, 0)
+                    _put(descriptor, mark)
+                if not held:
+                    time.sleep(SETTLE)
+                    owner = _owner(path)
+                if held or (owner is not None and owner.get("token") == mark["token"]):
+                    return descriptor, mark
+        except BaseException:
+            with suppress(OSError):
+                os.close(descriptor)
+            raise
+        os.close(descriptor)
         if not wait:
             raise _busy(path, owner)
         time.sleep(0.1)
+
+
+def _system_lock(descriptor: int) -> bool | None:
+    """Lock an open file: True where that worked, None where somebody else holds it, False where there are no locks."""
+    if fcntl is None:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return False
+    return True
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        there, ours = path.stat(), os.fstat(descriptor)
+    except OSError:
+        return False
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
+def _mark(held: bool) -> dict[str, Any]:
+    return {
+        "pid": os.getpid(),
+        "host": platform.node(),
+        "started": now(),
+        "flock": held,
+        "token": uuid.uuid4().hex,
+        "beat": 0,
+    }
+
+
+def _put(descriptor: int, mark: dict[str, Any]) -> None:
+    """Write a mark over the one before; of the same length, so that a reader never finds half of one."""
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    os.write(descriptor, json.dumps({**mark, "beat": f"{mark['beat']:012d}"}).encode())
+    with suppress(OSError):
+        os.fsync(descriptor)
+
+
+class _Beater:
+    """Shows of all locks of this process that it is alive."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._marks: dict[int, dict[str, Any]] = {}
+        self._thread: threading.Thread | None = None
+
+    def add(self, descriptor: int, mark: dict[str, Any]) -> None:
+        """Begin with one."""
+        with self._guard:
+            self._marks[descriptor] = mark
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._beat, name="txeval-locks", daemon=True)
+                self._thread.start()
+
+    def remove(self, descriptor: int) -> None:
+        """End with one; its descriptor is not written to any more."""
+        with self._guard:
+            self._marks.pop(descriptor, None)
+
+    def _beat(self) -> None:
+        while True:
+            time.sleep(BEAT_EVERY)
+            with self._guard:
+                for descriptor, mark in self._marks.items():
+                    mark["beat"] += 1
+                    # A full disk does not end a run by its lock.
+                    with suppress(OSError):
+                        _put(descriptor, mark)
+
+
+_beater = _Beater()
 
 
 def _owner(path: Path) -> dict[str, Any] | None:
@@ -231,10 +334,27 @@ def _owner(path: Path) -> dict[str, Any] | None:
     return found if isinstance(found, dict) else None
 
 
-def _alive(owner: dict[str, Any]) -> bool:
-    if owner.get("host") != platform.node():
-        return True
-    return isinstance(owner.get("pid"), int) and psutil.pid_exists(owner["pid"])
+def _alive(owner: dict[str, Any], path: Path, held: bool) -> bool:
+    """Whether the one whose mark was found is still there.
+
+    Parameters
+    ----------
+    held
+        Whether the system has just given us the lock.
+    """
+    if owner.get("host") == platform.node():
+        if held and owner.get("flock"):
+            return False
+        return isinstance(owner.get("pid"), int) and psutil.pid_exists(owner["pid"])
+    deadline = time.monotonic() + SILENT_AFTER
+    while time.monotonic() < deadline:
+        time.sleep(min(0.5, SILENT_AFTER / 10))
+        found = _owner(path)
+        if found is None:
+            return False
+        if found != owner:
+            return True
+    return False
 
 
 def _busy(path: Path, owner: dict[str, Any] | None) -> InputError:

@@ -311,8 +311,9 @@ class Store:
         """Hold one embedding or post-processing, so that two workers do not make it both."""
         with folder_lock(self.folder / room, wait=True, name=f".{key}.lock"):
             yield
-        with contextlib.suppress(OSError):
-            (self.folder / room / f".{key}.lock").unlink()
+            # While it is held: whoever waits for it notices that its file has gone, and takes a new one.
+            with contextlib.suppress(OSError):
+                (self.folder / room / f".{key}.lock").unlink()
 
     # Plans
 
