@@ -36,11 +36,14 @@ class Cluster:
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     address: str = ""
 
-    def _run(self, name: str, arguments: Sequence[str], **environment: str) -> tuple[subprocess.Popen[bytes], Path]:
+    def _run(
+        self, name: str, arguments: Sequence[str], before: Sequence[str] = (), **environment: str
+    ) -> tuple[subprocess.Popen[bytes], Path]:
         log = self.folder / f"{name}.log"
         with log.open("wb") as handle:
             process = subprocess.Popen(
                 [
+                    *before,
                     sys.executable,
                     "-m",
                     "distributed.cli.dask_scheduler" if name.startswith("sched") else "distributed.cli.dask_worker",
@@ -70,8 +73,16 @@ class Cluster:
             assert process.poll() is None and time.monotonic() < deadline, log.read_text()
             time.sleep(0.05)
 
-    def start_worker(self, name: str, *arguments: str, threads: int = 1, wait: bool = True, **environment: str) -> str:
-        """Start a worker and give its address."""
+    def start_worker(
+        self,
+        name: str,
+        *arguments: str,
+        threads: int = 1,
+        wait: bool = True,
+        before: Sequence[str] = (),
+        **environment: str,
+    ) -> str:
+        """Start a worker and give its address; `before`: the command that starts its command."""
         process, log = self._run(
             name,
             [
@@ -91,17 +102,24 @@ class Cluster:
                 str(self.folder),
                 *arguments,
             ],
+            before=before,
             **environment,
         )
         return _wait_for(log, r"Start worker at:\s+(tcp://\S+)[\s\S]*Registered to:", process) if wait else ""
 
-    def worker_pid(self, name: str) -> int:
-        """The process that computes: the child of the nanny, or the process itself where there is none."""
-        process = psutil.Process(self.processes[name].pid)
-        children = [
-            child for child in process.children(recursive=True) if "resource_tracker" not in str(child.cmdline())
-        ]
-        return children[-1].pid if children else process.pid
+    def hide(self, folder: Path) -> list[str] | None:
+        """What to start a worker with, so that it sees an empty folder in place of this one; None: not permitted."""
+        command = f"mount -t tmpfs none '{folder}' && exec \"$@\""
+        before = ["unshare", "--mount", "sh", "-c", command, "sh"]
+        with suppress(OSError):
+            return before if subprocess.run([*before, "true"], capture_output=True).returncode == 0 else None
+        return None
+
+    def end(self, name: str) -> None:
+        """End a worker, and wait until the scheduler knows."""
+        process = self.processes.pop(name)
+        process.terminate()
+        process.wait(60)
 
     def stop(self) -> None:
         """End all of them."""

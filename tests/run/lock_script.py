@@ -1,4 +1,4 @@
-"""Takes the lock of a folder in a process of its own, as another machine or a file system without locks would have it."""
+"""Takes the lock of a folder in a process of its own, as another machine or one without locks would."""
 
 from __future__ import annotations
 

@@ -29,8 +29,8 @@ def log(text):
 
 
 def wait():
-    """Sleep for STUB_SLEEP seconds."""
-    time.sleep(float(os.environ.get("STUB_SLEEP", "0")))
+    """Sleep for STUB_SLEEP seconds; on a cluster, where only variables of txeval travel, TXEVAL_STUB_SLEEP."""
+    time.sleep(float(os.environ.get("STUB_SLEEP") or os.environ.get("TXEVAL_STUB_SLEEP", "0")))
 
 
 @dataclass(frozen=True)

@@ -52,6 +52,9 @@ WORKERS_WITHIN = 600.0
 #: The same for workers that wait in the queue of a batch system.
 QUEUED_WITHIN = 7 * 24 * 3600.0
 
+#: So long is waited at first for what all workers say of themselves; one that computes for somebody else says it late.
+TRIED_WITHIN = 10.0
+
 #: How often it is asked which workers are there.
 LOOK_EVERY = 1.0
 
@@ -404,6 +407,7 @@ class Dask:
         self._count = 0
         self._looked = -LOOK_EVERY
         self._alone_since = time.monotonic()
+        self._first = 0.0
         self._began = False
 
     # Opening and closing
@@ -700,8 +704,8 @@ class Dask:
         self._members[address] = _Member(
             address, self._count, offer["host"], int(offer["pid"]), resources, int(offer["memory"])
         )
+        self._first = self._first or time.monotonic()
         self._count += 1
-        self._began = True
         self.hooks.sized(len(self._members))
 
     def _reject(self, address: str, fault: str, error: tuple[str, str] | None = None) -> None:
@@ -733,6 +737,11 @@ class Dask:
     # Who does what
 
     def _give(self) -> None:
+        """Give jobs to those that have less than they may have; at first wait a little for all to be tried out."""
+        if not self._began:
+            if not self._members or (self._probing and time.monotonic() - self._first < TRIED_WITHIN):
+                return
+            self._began = True
         for depth in range(1, DEPTH + 1):
             for member in sorted(self._members.values(), key=lambda one: len(one.jobs)):
                 if len(member.jobs) < depth:
