@@ -73,6 +73,8 @@ def test_three_workers(
     # Relative paths start where the client is, not where the workers are.
     monkeypatch.chdir(screen_file.parent)
     monkeypatch.setenv("TXEVAL_STUB_SLEEP", "0.05")
+    for name in {"worker1", "worker2"} - set(made.processes):
+        made.start_worker(name, "--no-nanny")
     (made.folder / "stub.log").write_text("")
     out = Path(os.path.relpath(tmp_path / "out"))
     outcome = run(Path(screen_file.name), out, embeddings=MODELS, executor="dask", scheduler=made.address)

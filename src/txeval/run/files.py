@@ -253,9 +253,9 @@ def _take(path: Path, wait: bool) -> tuple[int, dict[str, Any]]:
 
 def _system_lock(descriptor: int) -> bool | None:
     """Lock an open file: True where that worked, None where somebody else holds it, False where there are no locks."""
-    if fcntl is None:
-        return False
     try:
+        if fcntl is None:
+            raise OSError(errno.ENOSYS, "no locks here")
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return None
