@@ -14,12 +14,13 @@ from run_helpers import N, config, run, same_scores
 
 from txeval.compute import memory
 from txeval.compute.machine import Memory
-from txeval.data import simulate_screen
+from txeval.data import LogNormExpression, simulate_screen
 from txeval.errors import InputError
 from txeval.run import NullProgress, Outcome, build_config, execute, make_plan, resources, worker
 from txeval.run.plan import Cell, CellGroup
 from txeval.run.pool import Pool
 from txeval.run.resources import PROCESS_BYTES, Resources, check_memory, find_resources, group_cells
+from txeval.run.store import Store
 from txeval.run.worker import Kept, Report, Worker
 from txeval.tasks import get_task
 from txeval.tasks.measured import keep_in
@@ -287,8 +288,10 @@ def test_the_bound_is_kept(tmp_path: Path, screen_file: Path) -> None:
         assert not isinstance(memory.held_rows(X), np.memmap)
 
 
-def test_what_is_kept_is_made_once_whole_and_the_oldest_goes(tmp_path: Path) -> None:
+def test_what_is_kept_is_made_once_whole_and_the_oldest_goes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     made: list[str] = []
+    assert keep_in(tmp_path, "small-a", lambda folder: None) == tmp_path / "small-a"
+    monkeypatch.setattr("txeval.tasks.measured.SMALL_BYTES", 0)
 
     def filling(name: str) -> Any:
         def fill(folder: Path) -> None:
@@ -303,7 +306,7 @@ def test_what_is_kept_is_made_once_whole_and_the_oldest_goes(tmp_path: Path) -> 
         os.utime(folder, (turn, turn))
     assert made == ["a", "b", "c", "d"]
     # Used last at 2, 1, 3 and 4: the one of 1 has gone.
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["thing-a", "thing-c", "thing-d"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["small-a", "thing-a", "thing-c", "thing-d"]
 
     def breaks(folder: Path) -> None:
         (folder / "content").write_text("half")
@@ -312,6 +315,27 @@ def test_what_is_kept_is_made_once_whole_and_the_oldest_goes(tmp_path: Path) -> 
     with pytest.raises(OSError, match="No space left"):
         keep_in(tmp_path, "thing-e", breaks)
     assert not [path for path in tmp_path.iterdir() if "thing-e" in path.name]
+
+
+def test_two_workers_read_the_expression_of_the_targets_once(
+    screen: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passes: list[str] = []
+    original = LogNormExpression.gene_means
+
+    def counted(self: LogNormExpression, rows: Any, *, scale: str) -> Any:
+        passes.append(scale)
+        return original(self, rows, scale=scale)
+
+    monkeypatch.setattr(LogNormExpression, "gene_means", counted)
+    monkeypatch.setattr(Store, "clear_scratch", lambda self: None)
+    (screen / "auto.yaml").write_text("extends: paper\nname: auto\ntasks:\n  consistency: {draws: 50}\n")
+    common = {"tasks": ["consistency"], "protocol": screen / "auto.yaml", "embeddings": ["obsm:X_truth"]}
+    one = scored(screen, tmp_path, **common, baseline=False).scores
+    # Another worker of the same run finds what the first one made.
+    other = scored(screen, tmp_path, **common, baseline=False, overwrite="always").scores
+    assert passes == ["counts"]
+    same_scores(other, one)
 
 
 def test_a_full_disk_under_temporary_files_stops_the_run(

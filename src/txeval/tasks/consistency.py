@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -22,7 +24,7 @@ from txeval.metrics.consistency import (
     magnitude_permutation_p,
     tail_p,
 )
-from txeval.tasks.base import Ceiling, Metric, Score, Sizes, Task, TaskInputs
+from txeval.tasks.base import Ceiling, Expression, Metric, Score, Sizes, Task, TaskInputs
 from txeval.tasks.blocks import Blocks, RowSubset, cell_lines, subset
 from txeval.tasks.ceiling import every_halving
 
@@ -95,6 +97,18 @@ class Consistency:
     magnitude_reason: str
 
 
+def _gene_means(inputs: TaskInputs, expression: Expression, rows: Ints, scale: str) -> F64:
+    """Mean of each gene, from one pass over the expression for all cells and workers of a run."""
+    if inputs.kept is None:
+        return np.asarray(expression.gene_means(rows, scale=scale))
+
+    def make(folder: Path) -> None:
+        np.save(folder / "means.npy", expression.gene_means(rows, scale=scale))
+
+    digest = hashlib.sha256(np.ascontiguousarray(rows).astype("<i8").tobytes()).hexdigest()[:32]
+    return np.asarray(np.load(inputs.kept(f"means-{scale}-{digest}", make) / "means.npy"))
+
+
 def unexpressed_targets(inputs: TaskInputs, rows: Ints | None = None) -> tuple[Ints, str]:
     """Codes of the perturbations whose target gene is measured and not expressed, and how that was decided.
 
@@ -114,10 +128,10 @@ def unexpressed_targets(inputs: TaskInputs, rows: Ints | None = None) -> tuple[I
         return none, "no perturbation targets a measured gene"
     rows = np.arange(samples.n) if rows is None else rows
     try:
-        means, scale, threshold = expression.gene_means(rows, scale="counts"), "counts", params.threshold_counts
+        means, scale, threshold = _gene_means(inputs, expression, rows, "counts"), "counts", params.threshold_counts
     except NotComputable:
         try:
-            means, scale = expression.gene_means(rows, scale="lognorm"), "log-normalised values"
+            means, scale = _gene_means(inputs, expression, rows, "lognorm"), "log-normalised values"
         except NotComputable as why:
             return none, str(why)
         threshold = params.threshold_lognorm

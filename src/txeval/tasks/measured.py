@@ -27,6 +27,9 @@ __all__ = ["INFLUENCE_ELEMENTS", "Measured", "Scored", "expression_blocks", "mea
 #: The influence of samples on the mean correlation is taken over so many values: at most this / samples of the genes.
 INFLUENCE_ELEMENTS = 20_000_000
 
+#: Folders up to this size stay as long as the run.
+SMALL_BYTES = 2**26
+
 Array = npt.NDArray[Any]
 
 
@@ -215,7 +218,7 @@ def _open(folder: Path, scored: Scored, room: Any = None) -> Measured:
 
 
 def keep_in(room: Path, key: str, make: Callable[[Path], None], most: int = 3) -> Path:
-    """Give the folder `room/key`, made whole or not at all; of others like it the newest `most - 1` stay.
+    """Give the folder `room/key`, made whole or not at all; of large ones of its kind the newest `most - 1` stay.
 
     The caller sees to it that one process at a time makes it. A folder that goes while another process reads it stays
     readable for that one.
@@ -225,7 +228,8 @@ def keep_in(room: Path, key: str, make: Callable[[Path], None], most: int = 3) -
         return folder
     kind = key.partition("-")[0]
     others = sorted(room.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime, reverse=True)
-    for old in others[most - 1 :]:
+    large = [path for path in others if sum(file.stat().st_size for file in path.iterdir()) > SMALL_BYTES]
+    for old in large[most - 1 :]:
         shutil.rmtree(old, ignore_errors=True)
     partial = Path(tempfile.mkdtemp(dir=room, prefix=f".{key}-"))
     try:
