@@ -1,9 +1,14 @@
 """Coverage of the 95 % intervals on simulated screens with known truth.
 
-    python benchmarks/interval_coverage.py [--screens 300] [--out benchmarks/results]
+    python benchmarks/interval_coverage.py --parts build/coverage --population middle --first 0 --screens 200
+    python benchmarks/interval_coverage.py --parts build/coverage --out benchmarks/results
 
 For each population of `simulated.py` independent screens are drawn, every level is computed under `paper` and under
 `corrected`, and the interval of each score is held against the truth: the mean score of all screens of that design.
+With `--population` one call draws the screens `first` to `first + screens - 1` of one population and writes what it found
+into a file of its own; without it the table is made of all files that are there. Every population gets the same
+number of screens, fixed before the table is looked at. The two populations "held out" were drawn only after the last
+change of a method.
 """
 
 from __future__ import annotations
@@ -17,7 +22,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from simulated import POPULATIONS, Population, centred, draw
+from scipy import stats
+from simulated import HELD_OUT, POPULATIONS, Population, centred, draw
 
 from txeval.compute.intervals import interval, spread
 from txeval.errors import NotComputable
@@ -92,53 +98,85 @@ def scores(population: Population, number: int) -> dict:
     return found
 
 
-def measure(population: Population, screens: int) -> list[dict]:
-    """One row per score: truth, coverage and its binomial range, width, error estimated and true."""
-    values = defaultdict(list)
-    for number in range(screens):
+def measure(population: Population, first: int, screens: int) -> dict[str, list]:
+    """What each score was in each screen: "protocol/task/metric" -> [number, value, low, high, standard error] each."""
+    found = defaultdict(list)
+    for number in range(first, first + screens):
         for key, value in scores(population, number).items():
-            values[key].append(value)
-    rows = []
-    for (protocol, task, metric), found in values.items():
-        value, low, high, error = np.asarray(found).T
-        truth = float(value.mean())
-        has = np.isfinite(low)
-        hit = (low <= truth) & (truth <= high)
-        n = int(has.sum())
-        share = float(hit[has].mean())
-        rows.append(
-            {
-                "population": population.name,
-                "protocol": protocol,
-                "task": task,
-                "metric": metric,
-                "screens": len(found),
-                "intervals": n,
-                "truth": truth,
-                "coverage": share,
-                "coverage_error": math.sqrt(max(share * (1 - share), 0.25 / n) / n),
-                "below": float((high < truth)[has].mean()),
-                "above": float((low > truth)[has].mean()),
-                "mean_width": float((high - low)[has].mean()),
-                "true_sd": float(value.std(ddof=1)),
-                "mean_standard_error": float(np.sqrt(np.nanmean(error**2))),
-            }
-        )
-    return rows
+            found["/".join(key)].append([number, *value])
+    return found
 
 
-def table(rows: list[dict], screens: int) -> str:
+def summary(name: str, key: str, found: np.ndarray) -> dict:
+    """Truth, coverage, width, error estimated and true of one score from (screens, 5) rows."""
+    protocol, task, metric = key.split("/")
+    number, value, low, high, error = found.T
+    if len(np.unique(number)) != len(number):
+        raise ValueError(f"{name}, {key}: the same screen twice")
+    truth = float(value.mean())
+    has = np.isfinite(low)
+    hit = (low <= truth) & (truth <= high)
+    n, share = int(has.sum()), float(hit[has].mean())
+    sides = stats.binomtest(int(hit[has].sum()), n).proportion_ci(0.95, "wilson")
+    return {
+        "population": name,
+        "protocol": protocol,
+        "task": task,
+        "metric": metric,
+        "screens": len(found),
+        "intervals": n,
+        "truth": truth,
+        "coverage": share,
+        "coverage_low": float(sides.low),
+        "coverage_high": float(sides.high),
+        "below": float((high < truth)[has].mean()),
+        "above": float((low > truth)[has].mean()),
+        "mean_width": float((high - low)[has].mean()),
+        "true_sd": float(value.std(ddof=1)),
+        "mean_standard_error": float(np.sqrt(np.nanmean(error**2))),
+    }
+
+
+def summaries(folder: Path) -> list[dict]:
+    """Rows of all parts in a folder, populations in the order of `simulated.py`."""
+    parts: dict[str, dict[str, list]] = defaultdict(lambda: defaultdict(list))
+    for path in sorted(folder.glob("*.json")):
+        made = json.loads(path.read_text())
+        for key, found in made["scores"].items():
+            parts[made["population"]][key] += found
+    return [
+        summary(population.name, key, np.asarray(found, dtype=float))
+        for population in (*POPULATIONS, *HELD_OUT)
+        for key, found in parts.get(population.name, {}).items()
+    ]
+
+
+def outside(row: dict) -> bool:
+    """Whether a cell is not between 90 and 98 %."""
+    return not 0.90 <= row["coverage"] <= 0.98
+
+
+def table(rows: list[dict]) -> str:
     """The rows as Markdown: coverage per score and population."""
     names = list(dict.fromkeys(row["population"] for row in rows))
     keys = list(dict.fromkeys((row["protocol"], row["task"], row["metric"]) for row in rows))
     by = {(row["protocol"], row["task"], row["metric"], row["population"]): row for row in rows}
+    numbers = sorted({row["screens"] for row in rows})
+    screens = f"{numbers[0]} to {numbers[-1]}" if len(numbers) > 1 else str(numbers[0])
+    out = [row for row in rows if outside(row)]
+    sure = [row for row in out if row["coverage_high"] < 0.90 or row["coverage_low"] > 0.98]
+    constant = [row for row in out if row["true_sd"] == 0]
     lines = [
         "# Coverage of the 95 % intervals",
         "",
         f"`python benchmarks/interval_coverage.py`: {screens} independent screens of each population, truth = mean",
         "score of all of them. Share of the intervals that hold the truth, in percent; its standard error is about "
-        f"{100 * math.sqrt(0.95 * 0.05 / screens):.1f}.",
+        f"{100 * math.sqrt(0.95 * 0.05 / numbers[0]):.1f}.",
         "Last columns: range over populations, and mean of the ratio of the estimated to the true standard error.",
+        "",
+        f"{len(rows) - len(out)} of {len(rows)} cells lie between 90 and 98 %. Of the {len(out)} others (bold), "
+        f"{len(sure)} do so beyond doubt (their 95 % binomial range does not reach 90 to 98 %); in {len(constant)} the "
+        "score is the same in every screen.",
         "",
         "| protocol | score | " + " | ".join(names) + " | range | error ratio |",
         "| --- | --- | " + " | ".join("---:" for _ in names) + " | --- | ---: |",
@@ -147,6 +185,7 @@ def table(rows: list[dict], screens: int) -> str:
         mine = [by.get((*key, name)) for name in names]
         there = [row for row in mine if row is not None]
         cells = ["-" if row is None else f"{100 * row['coverage']:.1f}" for row in mine]
+        cells = [f"**{cell}**" if row and outside(row) else cell for cell, row in zip(cells, mine, strict=True)]
         shares = [100 * row["coverage"] for row in there]
         ratios = [row["mean_standard_error"] / row["true_sd"] for row in there if row["true_sd"] > 0]
         ratio = f"{np.mean(ratios):.2f}" if ratios else "-"
@@ -163,34 +202,30 @@ def table(rows: list[dict], screens: int) -> str:
 
 
 def main() -> None:
-    """Measure all populations and write the tables."""
+    """Measure one part, or make the tables of all parts."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--screens", type=int, default=300)
-    parser.add_argument("--populations", nargs="*", default=[population.name for population in POPULATIONS])
+    every = {population.name: population for population in (*POPULATIONS, *HELD_OUT)}
+    parser.add_argument("--parts", type=Path, required=True, help="folder of the parts")
+    parser.add_argument("--population", choices=every)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--screens", type=int, default=200)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    rows = []
-    for population in POPULATIONS:
-        if population.name not in given.populations:
-            continue
+    if given.population is not None:
         start, cpu = time.perf_counter(), time.process_time()
-        rows += measure(population, given.screens)
-        print(
-            f"# {population.name}: {time.process_time() - cpu:.0f} s CPU, {time.perf_counter() - start:.0f} s",
-            flush=True,
-        )
-        for row in rows:
-            if row["population"] == population.name:
-                print(
-                    f"{row['protocol']:9s} {row['task']}/{row['metric']}: truth {row['truth']:.3f} coverage "
-                    f"{100 * row['coverage']:.1f} (below {100 * row['below']:.1f}, above {100 * row['above']:.1f}) "
-                    f"width {row['mean_width']:.3f} error {row['mean_standard_error']:.4f} of {row['true_sd']:.4f}",
-                    flush=True,
-                )
-        if given.out is not None:
-            (given.out / "coverage.md").write_text(table(rows, given.screens))
-            (given.out / "coverage.json").write_text(json.dumps(rows, indent=1) + "\n")
-    print(table(rows, given.screens))
+        found = measure(every[given.population], given.first, given.screens)
+        given.parts.mkdir(parents=True, exist_ok=True)
+        name = f"{given.population.replace(' ', '_').replace(':', '')}_{given.first}.json"
+        (given.parts / name).write_text(json.dumps({"population": given.population, "scores": found}))
+        took = time.process_time() - cpu, time.perf_counter() - start
+        print(f"{given.population} {given.first}: {took[0]:.0f} s CPU, {took[1]:.0f} s", flush=True)
+        return
+    rows = summaries(given.parts)
+    text = table(rows)
+    print(text)
+    if given.out is not None:
+        (given.out / "coverage.md").write_text(text)
+        (given.out / "coverage.json").write_text(json.dumps(rows, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from txeval.data.samples import Samples
 from txeval.data.split import split
 from txeval.tasks import TaskInputs
 
-__all__ = ["POPULATIONS", "Population", "draw"]
+__all__ = ["HELD_OUT", "POPULATIONS", "Population", "draw"]
 
 N_DIMENSIONS = 10
 N_MEASURED = 40
@@ -71,6 +71,38 @@ POPULATIONS: tuple[Population, ...] = (
     Population("few batches", batches=12, cells=2.0, controls=20),
     Population("many batches", batches=60, cells=0.5, controls=6),
     Population("strong batch effects", batch_sd=2.0, potency_sd=0.5),
+)
+
+#: Designs that no choice of a method was made on.
+HELD_OUT: tuple[Population, ...] = (
+    Population(
+        "held out: uneven",
+        batches=32,
+        perturbations=96,
+        cells=0.8,
+        controls=8,
+        effect=1.4,
+        effect_sd=0.7,
+        silent=0.35,
+        program=2,
+        batch_sd=1.0,
+        potency_sd=0.35,
+        abundance_sd=0.8,
+    ),
+    Population(
+        "held out: even",
+        batches=16,
+        perturbations=48,
+        cells=1.5,
+        controls=30,
+        effect=3.0,
+        effect_sd=0.2,
+        silent=0.1,
+        program=1,
+        batch_sd=0.8,
+        potency_sd=0.1,
+        abundance_sd=0.1,
+    ),
 )
 
 

@@ -62,6 +62,7 @@ _COLUMNS = (
     "label_a",
     "label_b",
     "numerator",
+    "alone",
     "denominator",
     "offset",
     "scale",
@@ -85,6 +86,9 @@ class Units:
         Per factor (m,) int64 codes into its labels.
     numerator, denominator
         (m,) float64.
+    alone
+        (m,) numerators for the interval of the score by itself, with the same sum; None: `numerator`. They hold what
+        does not bear on a difference of two scores of the same samples, such as what a class takes from others.
     """
 
     factors: tuple[str, ...]
@@ -94,6 +98,7 @@ class Units:
     denominator: F64
     offset: float = 0.0
     scale: float = 1.0
+    alone: F64 | None = None
 
     def __post_init__(self) -> None:
         m = len(self.numerator)
@@ -135,6 +140,7 @@ class Units:
         *,
         offset: float = 0.0,
         scale: float = 1.0,
+        alone: npt.ArrayLike | None = None,
         max_cells: int = MAX_CELLS,
     ) -> Units:
         """Contributions of samples, summed into the cells of two crossed factors.
@@ -147,7 +153,7 @@ class Units:
         ----------
         codes
             Per factor (n,) codes of the samples into its labels.
-        numerator, denominator
+        numerator, denominator, alone
             (n,) per sample; without `denominator` 1 each.
         """
         values = np.asarray(numerator, dtype=np.float64)
@@ -163,7 +169,8 @@ class Units:
             if groups < len(present[side]):
                 merged, group = _grouped(present[side], groups, factors[side])
                 present[side], place[side] = merged, group[place[side]]
-        made = cls(factors, (present[0], present[1]), (place[0], place[1]), values, below, offset, scale)
+        single = None if alone is None else np.asarray(alone, dtype=np.float64)
+        made = cls(factors, (present[0], present[1]), (place[0], place[1]), values, below, offset, scale, single)
         return made._summed()
 
     @classmethod
@@ -212,7 +219,15 @@ class Units:
     @property
     def influence(self) -> F64:
         """(m,) linearised contributions to the score about its value; they sum to 0."""
-        return np.asarray(self.scale * (self.numerator - self._ratio * self.denominator) / self.denominator.sum())
+        return self._about(self.numerator)
+
+    @property
+    def influence_alone(self) -> F64:
+        """(m,) the same for the interval of the score by itself."""
+        return self._about(self.numerator if self.alone is None else self.alone)
+
+    def _about(self, numerator: F64) -> F64:
+        return np.asarray(self.scale * (numerator - self._ratio * self.denominator) / self.denominator.sum())
 
     @property
     def share(self) -> F64:
@@ -284,7 +299,16 @@ class Units:
             self.denominator[kept],
             self.offset,
             self.scale,
+            None if self.alone is None else self._kept_alone(kept),
         )
+
+    def _kept_alone(self, kept: Bools) -> F64:
+        """Those of some contributions, moved in proportion to the denominators so that their sum is the score's."""
+        assert self.alone is not None
+        single, below = self.alone[kept], self.denominator[kept]
+        total = float(below.sum())
+        even = below / total if total > 0 else np.full(len(below), 1.0 / max(1, len(below)))
+        return np.asarray(single + even * float(self.numerator[kept].sum() - single.sum()))
 
     def without(self, factor: str) -> Units:
         """The same score with one of two factors summed out: its levels are then taken as given."""
@@ -297,6 +321,7 @@ class Units:
             self.denominator,
             self.offset,
             self.scale,
+            self.alone,
         )._summed()
 
     def _summed(self) -> Units:
@@ -308,7 +333,10 @@ class Units:
         numerator = np.bincount(inverse, weights=self.numerator, minlength=len(levels)).astype(np.float64)
         denominator = np.bincount(inverse, weights=self.denominator, minlength=len(levels)).astype(np.float64)
         codes = (levels,) if len(self.codes) == 1 else (levels // max(1, width), levels % max(1, width))
-        return Units(self.factors, self.labels, codes, numerator, denominator, self.offset, self.scale)
+        alone = None
+        if self.alone is not None:
+            alone = np.bincount(inverse, weights=self.alone, minlength=len(levels)).astype(np.float64)
+        return Units(self.factors, self.labels, codes, numerator, denominator, self.offset, self.scale, alone)
 
     # Tables
 
@@ -329,6 +357,7 @@ class Units:
                 "label_a": _categories(self.labels[0], self.codes[0]),
                 "label_b": _categories(self.labels[1], self.codes[1]) if two else constant(""),
                 "numerator": self.numerator,
+                "alone": self.numerator if self.alone is None else self.alone,
                 "denominator": self.denominator,
                 "offset": self.offset,
                 "scale": self.scale,
@@ -349,7 +378,9 @@ class Units:
             raise NotComputable("the contributions stored for this score have no labels: compute it again")
         first = str(frame["factor_a"].iloc[0])
         second = str(frame["factor_b"].iloc[0])
-        numerator, denominator = (frame[name].to_numpy(dtype=np.float64) for name in ("numerator", "denominator"))
+        numerator, denominator, alone = (
+            frame[name].to_numpy(dtype=np.float64) for name in ("numerator", "denominator", "alone")
+        )
         offset, scale = float(frame["offset"].iloc[0]), float(frame["scale"].iloc[0])
         names: list[Strings] = []
         codes: list[Ints] = []
@@ -365,7 +396,8 @@ class Units:
                 names.append(np.asarray(levels, dtype=str))
                 codes.append(side.astype(np.int64))
         factors = (first, second) if second else (first,)
-        return cls(factors, tuple(names), tuple(codes), numerator, denominator, offset, scale)
+        same = bool(np.array_equal(alone, numerator))
+        return cls(factors, tuple(names), tuple(codes), numerator, denominator, offset, scale, None if same else alone)
 
 
 def _categories(labels: Strings, codes: Ints) -> pd.Categorical:
@@ -517,7 +549,11 @@ def combine(units: Sequence[Units], coefficients: Sequence[float]) -> Units:
     joined = [np.concatenate([codes[k][side] for k in range(len(units))]) for side in sides]
     share = np.concatenate([other.share for other in units]) / len(units)
     moved = np.concatenate([c * other.influence for c, other in zip(coefficients, units, strict=True)])
-    made = Units(first.factors, tuple(labels), tuple(joined), moved + value * share, share)
+    alone = None
+    if any(other.alone is not None for other in units):
+        alone = np.concatenate([c * other.influence_alone for c, other in zip(coefficients, units, strict=True)])
+        alone += value * share
+    made = Units(first.factors, tuple(labels), tuple(joined), moved + value * share, share, alone=alone)
     return made._summed()
 
 
@@ -701,7 +737,7 @@ def spread(units: Units) -> Spread:
     if fixed:
         units = units.without(fixed[0])
     made = cluster_moments(
-        units.influence,
+        units.influence_alone,
         units.share,
         units.codes,
         dyadic=units.dyadic,
@@ -886,8 +922,16 @@ def adjusted_share_interval(
     r = np.linspace(0, 1, 2001)
     hits = np.searchsorted(values, alpha * r, side="right")
     share = hits / n
-    upto = stats.binom.cdf(hits, n, r) - stats.binom.pmf(hits, n, r) / 2
-    possible = (upto >= tail) & (upto <= 1 - tail)
+    # As for other shares: the variance is over n - 1, and known no better than so many units tell.
+    counted = (n - 1) * float(stats.norm.isf(tail) / stats.t.isf(tail, n - 1)) ** 2
+    below, above = counted * share, counted * (1 - share)
+    upto = np.ones((2, len(r)))
+    some, not_all = above > 0, below > 0
+    upto[0, some] = special.betainc(above[some], below[some] + 1, 1 - r[some])
+    upto[1, not_all] = special.betainc(above[not_all] + 1, below[not_all], 1 - r[not_all])
+    upto[1, ~not_all] = 0.0
+    middle = upto.mean(axis=0)
+    possible = (middle >= tail) & (middle <= 1 - tail)
     possible |= alpha * r < resolution
     # The share itself, the largest solution; what is not connected with it belongs to other solutions.
     solved = np.flatnonzero(share >= r)

@@ -156,4 +156,9 @@ def _joined(one: Units, other: Units) -> Units:
         )
     denominator = np.concatenate([one.denominator, other.denominator])
     numerator = np.concatenate([part.offset * part.denominator + part.scale * part.numerator for part in (one, other)])
-    return Units(one.factors, tuple(labels), tuple(codes), numerator, denominator)
+    alone = None
+    if one.alone is not None and other.alone is not None:
+        alone = np.concatenate(
+            [part.offset * part.denominator + part.scale * np.asarray(part.alone) for part in (one, other)]
+        )
+    return Units(one.factors, tuple(labels), tuple(codes), numerator, denominator, alone=alone)

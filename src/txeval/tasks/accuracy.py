@@ -128,13 +128,13 @@ def balanced_accuracy(ranked: Ranked, top: int = 1) -> Score:
 
 
 def _crossed(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
-    """Contributions by batch and class; balanced: every class weighs the same.
+    """Contributions by batch and class: hits; balanced: every class weighs the same.
 
-    A class is in an accuracy twice: by its own samples, and by those of others that it takes. Without it, the samples
-    that are just not right because it is among the classes before theirs would be. So the sum over a class is its hits
-    less what it takes, as in a jackknife; sums over batches are those of the hits. What two classes take from each
-    other is in the sums of both: these are scaled about their mean so that their squares count it once (see
-    `once_of_pairs`).
+    For the interval of the score by itself a class is in it twice: by its own samples, and by those of others that it
+    takes. Without it, the samples that are just not right because it is among the classes before theirs would be. So
+    the sum over a class is its hits less what it takes, as in a jackknife; sums over batches are those of the hits.
+    What two classes take from each other is in the sums of both: these are scaled about their mean so that their
+    squares count it once (see `once_of_pairs`).
     """
     weight = np.ones(len(ranked.rank))
     if balanced:
@@ -166,7 +166,7 @@ def _crossed(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
     sums = np.where(drawn, even * own[drawn].sum() + moved, own)
     batch = np.unique(codes[0], return_inverse=True)[1].reshape(-1)
     values = with_margins(hits, weight, (level, batch), (sums, np.bincount(batch, weights=hits)))
-    return crossed_units(labels, codes, values, weight)
+    return crossed_units(labels, codes, hits, weight, alone=values)
 
 
 def perturbation_table(ranked: Ranked) -> pd.DataFrame:

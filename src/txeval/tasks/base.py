@@ -145,9 +145,12 @@ def crossed_units(
     *,
     offset: float = 0.0,
     scale: float = 1.0,
+    alone: F64 | None = None,
 ) -> Units:
     """Contributions of samples by the levels of `batch_and_perturbation`."""
-    return Units.crossed(("batch", "perturbation"), labels, codes, numerator, denominator, offset=offset, scale=scale)
+    return Units.crossed(
+        ("batch", "perturbation"), labels, codes, numerator, denominator, offset=offset, scale=scale, alone=alone
+    )
 
 
 @dataclass(frozen=True)

@@ -181,8 +181,9 @@ def _score(mixing: Mixing, value: float, denominator: F64) -> Score:
         units=crossed_units(
             mixing.unit_labels,
             mixing.unit_codes,
-            around + raised * (mixing.scores + mixing.lent - around),
+            mixing.scores + mixing.lent,
             denominator,
+            alone=around + raised * (mixing.scores + mixing.lent - around),
         ),
     )
 

@@ -314,9 +314,10 @@ def _map(found: Neighbourhoods) -> Score:
 
 
 def _precision_units(precision: Precisions, weight: F64) -> Units:
-    """Contributions by batch and perturbation: the precision of a perturbation less what it takes from others.
+    """Contributions by batch and perturbation: precisions.
 
-    As for accuracies, see `txeval.tasks.accuracy`: a perturbation is in the mean twice, by its queries and by its
+    For the interval of the score by itself less what a perturbation takes from others, as for accuracies (see
+    `txeval.tasks.accuracy`): a perturbation is in the mean twice, by its queries and by its
     reference samples, which stand before those of others.
     """
     batch, level = (np.unique(codes, return_inverse=True)[1].reshape(-1) for codes in precision.unit_codes)
@@ -351,7 +352,7 @@ def _precision_units(precision: Precisions, weight: F64) -> Units:
         moved *= once_of_pairs(together, first[0], second[0], size[0], at_least=noise)
     sums = even * own.sum() + moved
     values = with_margins(own, weight, (level, batch), (sums, np.bincount(batch, weights=own)))
-    return crossed_units(precision.unit_labels, precision.unit_codes, values, weight)
+    return crossed_units(precision.unit_labels, precision.unit_codes, own, weight, alone=values)
 
 
 def _map_significant(found: Neighbourhoods) -> Score:
