@@ -5,8 +5,8 @@
 
 For each population of `simulated.py` independent screens are drawn, every level is computed under `paper` and under
 `corrected`, and the interval of each score is held against the truth: the mean score of all screens of that design.
-With `--population` one call draws the screens `first` to `first + screens - 1` of one population and writes what it found
-into a file of its own; without it the table is made of all files that are there. Every population gets the same
+With `--population` one call draws the screens `first` to `first + screens - 1` of one population and writes what it
+found into a file of its own; without it the table is made of all files that are there. Every population gets the same
 number of screens, fixed before the table is looked at. The two populations "held out" were drawn only after the last
 change of a method.
 """
