@@ -1,6 +1,6 @@
-"""What each difference between the protocols changes: one parameter switched at a time, on three small real screens.
+"""What each difference between the protocols changes: one parameter switched at a time, on three real screens.
 
-    python benchmarks/parity.py DATA [--out benchmarks/results/parity.md] [--samples 8000] [--work FOLDER]
+    python benchmarks/parity.py DATA [--out benchmarks/results/parity.md] [--samples N] [--work FOLDER]
 
 Level 5 needs more perturbed genes than these screens have; a table of 297 targets stands in for it.
 """
@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parity.md")
-    parser.add_argument("--samples", type=int, default=8000)
+    parser.add_argument("--samples", type=int, default=0, help="cells per screen; 0: all")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--screens", nargs="*", default=[*SCREENS, TARGETS])
     given = parser.parse_args()
