@@ -231,7 +231,7 @@ def markdown(screen: str, record: dict[str, Any]) -> list[str]:
         seeds = sorted({int(n) for n in mine["n_seeds"] if n})
         lines += [
             f"`{protocol}`, choice of post-processing: {load_protocol(protocol).choice}; "
-            + (f"{' or '.join(map(str, seeds))} seeds where a score depends on one" if seeds else "no seed matters"),
+            + (f"where a score depends on a seed, {' or '.join(map(_seeds, seeds))}" if seeds else "no seed matters"),
             "",
             "| model | " + " | ".join(heads) + " |",
             "| --- |" + " --- |" * len(keys),
@@ -248,10 +248,14 @@ def markdown(screen: str, record: dict[str, Any]) -> list[str]:
         unranked = mine[(mine["why_no_ranks"] != "")]
         for why, part in unranked.groupby("why_no_ranks", sort=False):
             names = dict.fromkeys(f"{task} {metric}" for task, metric in zip(part["task"], part["metric"], strict=True))
-            lines.append(f"No ranks of {', '.join(names)}: {why}.")
+            lines.append(f"{', '.join(names)}: {why}.")
         if len(holes) or len(unranked):
             lines.append("")
     return lines
+
+
+def _seeds(n: int) -> str:
+    return "one" if n == 1 else f"the mean of {n}"
 
 
 def _range(values: pd.Series) -> str:
