@@ -1,4 +1,4 @@
-"""What each difference between the protocols changes: one parameter switched at a time, on three real screens.
+"""What each difference between the protocols changes: one parameter switched at a time, on parts of three real screens.
 
     python benchmarks/parity.py DATA [--out benchmarks/results/parity.md] [--samples N] [--work FOLDER]
 
@@ -251,7 +251,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "parity.md")
-    parser.add_argument("--samples", type=int, default=0, help="cells per screen; 0: all")
+    parser.add_argument("--samples", type=int, default=3000, help="cells per screen; 0: all")
     parser.add_argument("--work", type=Path)
     parser.add_argument("--screens", nargs="*", default=[*SCREENS, TARGETS])
     given = parser.parse_args()
