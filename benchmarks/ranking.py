@@ -18,6 +18,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
+from scipy.stats import kendalltau
 from screens import SCREENS, cut
 
 from txeval.data.simulate import relations_folder, simulate_screen
@@ -220,7 +221,7 @@ def table(question: Question) -> list[dict[str, Any]]:
 
 def markdown(screen: str, record: dict[str, Any]) -> list[str]:
     """A table per protocol: models by metrics, "value [interval], rank (interval)"."""
-    lines = [f"## {screen}", "", record["note"], ""]
+    lines = [f"## {screen}", "", record["note"], "", *moves(record)]
     for protocol in PROTOCOLS:
         rows = pd.DataFrame([row for row in record["scores"] if row["protocol"] == protocol])
         if rows.empty:
@@ -256,6 +257,54 @@ def markdown(screen: str, record: dict[str, Any]) -> list[str]:
 
 def _seeds(n: int) -> str:
     return "one" if n == 1 else f"the mean of {n}"
+
+
+#: Question of a level under `paper` and the one that takes its place under `corrected`.
+MOVED = {
+    "level 1": (("batch_mixing", "ilisi_normalized"), ("batch_mixing", "mixing_and_biology")),
+    "level 2": (("linear_probe", "top1"), ("linear_probe", "top1_balanced")),
+    "level 3": (("consistency", "consistent"), ("consistency", "consistent_adjusted")),
+    "level 4": (("knn", "top1"), ("knn", "top1_perturbed_balanced")),
+    "level 5": (("relationships", "recall"), ("relationships", "recall_perturbed_mean")),
+    "level 6": (("reconstruction", "structural_integrity"), ("reconstruction", "pearson_delta")),
+}
+
+
+def moves(record: dict[str, Any]) -> list[str]:
+    """What changes in the ranking: a model's place under `paper` and under `corrected`, and Kendall's tau of the two."""
+    rows = pd.DataFrame(record["scores"])
+    rows = rows[rows["reason"] == ""]
+    columns: dict[str, dict[str, str]] = {}
+    for level, pair in MOVED.items():
+        sides = [
+            rows[(rows["protocol"] == protocol) & (rows["task"] == task) & (rows["metric"] == metric)]
+            for protocol, (task, metric) in zip(PROTOCOLS, pair, strict=True)
+        ]
+        for subset in dict.fromkeys(sides[0]["subset"]):
+            one, other = (side[side["subset"] == subset].set_index("model") for side in sides)
+            models = [model for model in one.index if model in other.index]
+            if not models:
+                continue
+            columns[f"{level}{f' ({subset})' if subset else ''}: {pair[0][1]} → {pair[1][1]}"] = {
+                **{model: f"{_place(one, model)} → {_place(other, model)}" for model in models},
+                "tau": number(float(kendalltau(one.loc[models, "value"], other.loc[models, "value"]).statistic)),
+            }
+    lines = [
+        "Places under `paper` → `corrected` (95 % intervals of the rank), and Kendall's tau of the two orders:",
+        "",
+        "| model | " + " | ".join(columns) + " |",
+        "| --- |" + " --- |" * len(columns),
+    ]
+    models = [*dict.fromkeys(rows["model"]), "tau"]
+    lines += [f"| {model} | " + " | ".join(c.get(model, "-") for c in columns.values()) + " |" for model in models]
+    return [*lines, ""]
+
+
+def _place(rows: pd.DataFrame, model: str) -> str:
+    """Rank by value, with its interval where there is one."""
+    place = int((rows["value"] > rows.loc[model, "value"]).sum()) + 1
+    low, high = rows.loc[model, ["rank_low", "rank_high"]]
+    return f"{place}" if pd.isna(low) else f"{place} ({low:.0f}-{high:.0f})"
 
 
 def _range(values: pd.Series) -> str:
