@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.neighbors import NearestNeighbors
 
 import txeval.compute.neighbours as kernels
-from txeval.compute import products
 from txeval.compute.neighbours import NeighbourIndex, neighbours, self_neighbours
+from txeval.compute.scan import pack, scan
 from txeval.errors import InputError
 
 
@@ -60,15 +59,39 @@ def test_answer_is_that_of_the_definition(case):
     assert_same(neighbours(X, queries, k), by_definition(X, queries, k))
 
 
-@pytest.mark.parametrize("onednn", [False, True])
-@pytest.mark.parametrize("case", ["gaussian", "one dimension", "wide", "many duplicates", "two far groups"])
-def test_the_library_that_multiplies_does_not_matter(case, onednn, monkeypatch):
-    if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this torch has no oneDNN")
-    monkeypatch.setattr(products, "uses_onednn", lambda: onednn)
+@pytest.mark.parametrize("scanned", [False, True])
+@pytest.mark.parametrize("case", CASES)
+def test_both_ways_to_find_candidates_give_the_same(case, scanned, monkeypatch):
+    # Where a processor lacks the wide registers, the compiler makes the same of narrow ones.
+    monkeypatch.setattr(kernels, "pays", lambda: scanned)
     X, k = CASES[case]
     X = X.astype(np.float32)
     assert_same(neighbours(X, X[:70], k), by_definition(X, X[:70], k))
+
+
+@pytest.mark.parametrize("d", [1, 2, 31, 33, 300])
+@pytest.mark.parametrize("n", [1, 32, 70, 999])
+def test_a_scan_finds_what_is_within_the_limits(n, d):
+    draw = np.random.default_rng(n + d)
+    # Small whole numbers: products are exact, and ties with the limit are many.
+    x, queries = draw.integers(-2, 3, (n, d)).astype(np.float32), draw.integers(-2, 3, (16, d)).astype(np.float32)
+    wide = np.concatenate([-2 * x, (x * x).sum(axis=1, keepdims=True)], axis=1)
+    panels, begin = pack([wide[: n // 2], wide[n // 2 :]], n, d)
+    values = (x * x).sum(axis=1) - 2 * queries @ x.T
+    limits = np.sort(values, axis=1)[:, n // 3].astype(np.float32)
+    limits[3], limits[5] = -np.inf, np.inf
+    rows, found, counts = (
+        np.empty((16, n // 2 + 1), np.int32),
+        np.empty((16, n // 2 + 1), np.float32),
+        np.zeros(16, np.int64),
+    )
+    scan(panels, begin, queries, limits, rows, found, counts)
+    for q in range(16):
+        expected = np.flatnonzero(values[q] <= limits[q])
+        assert counts[q] >= len(expected) and (q == 5 or counts[q] == len(expected))
+        kept = expected[: rows.shape[1]]
+        np.testing.assert_array_equal(rows[q, : len(kept)], kept)
+        np.testing.assert_array_equal(found[q, : len(kept)], values[q, kept])
 
 
 def test_a_level_is_reached_by_as_many_values_as_asked_and_few_more():

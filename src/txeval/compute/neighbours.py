@@ -12,7 +12,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,8 @@ from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Bools, Ints, Rows, r
 from txeval.compute.devices import exact_products
 from txeval.compute.groups import checked_matrix
 from txeval.compute.jit import jit
-from txeval.compute.products import product
 from txeval.compute.random import stream
+from txeval.compute.scan import ROWS, pack, pays, scan
 from txeval.compute.threads import torch_threads
 from txeval.errors import InputError
 
@@ -224,18 +224,33 @@ class NeighbourIndex:
         self._centre = self.reference.mean(axis=0, dtype=np.float64)
         extent = max(float(np.abs(self.reference[block] - self._centre).max()) for block in row_blocks(n, d))
         self._scale = float(2.0 ** -np.ceil(np.log2(extent))) if extent > 0 else 1.0
-        # One more column holds |x|^2, matched by a 1 in the queries: the product is the wanted value itself.
-        self._points = np.empty((n, d + 1), np.float32)
-        for block in row_blocks(n, d):
-            points = self._place(self.reference[block])
-            self._points[block, :d] = -2 * points
-            self._points[block, d] = np.einsum("ij,ij->i", points, points, dtype=np.float64)
         size = min(n, max(_SMALL, min(n // 16, 4096 + n // 100)))
-        self._sample = self._points[np.sort(stream(0, "neighbours", n).choice(n, size, replace=False))]
+        self._sample = self._widened(np.sort(stream(0, "neighbours", n).choice(n, size, replace=False)))
+        self._panels = self._packed() if pays() else None
         self._elsewhere: torch.Tensor | None = None
 
     def _place(self, rows: F32) -> F32:
         return np.asarray((rows - self._centre) * self._scale, dtype=np.float32)
+
+    def _widened(self, rows: Ints | slice) -> F32:
+        """Points as -2 x with |x|^2 in one more column, which a 1 in the queries matches: products are the values."""
+        points = self._place(self.reference[rows])
+        out = np.empty((len(points), self.d + 1), np.float32)
+        out[:, :-1] = -2 * points
+        out[:, -1] = np.einsum("ij,ij->i", points, points, dtype=np.float64)
+        return out
+
+    @cached_property
+    def _points(self) -> F32:
+        """(n, d + 1), all of them."""
+        out = np.empty((self.n, self.d + 1), np.float32)
+        for block in row_blocks(self.n, self.d):
+            out[block] = self._widened(block)
+        return out
+
+    def _packed(self) -> tuple[F32, F32]:
+        """All of them, for `scan`."""
+        return pack((self._widened(block) for block in row_blocks(self.n, self.d)), self.n, self.d)
 
     def blocks(
         self, queries: Rows, k: int, *, threads: int = 1, device: str = "cpu", max_elements: int | None = None
@@ -325,11 +340,10 @@ class NeighbourIndex:
         """Threshold (m,), candidate rows and values (m, room), counts (m,), by tiles."""
         m, n, size = len(placed), self.n, len(self._sample)
         queries = torch.from_numpy(placed)
-        points = torch.from_numpy(self._points)
         expected = k * size / n
         # Six standard deviations above the expected rank of the k-th neighbour within the sample.
         rank = min(size, int(np.ceil(expected + 6 * np.sqrt(expected) + 4)))
-        sampled = product(queries, torch.from_numpy(self._sample))
+        sampled = torch.mm(queries, torch.from_numpy(self._sample).t())
         # Up to a third of the runs, the level lets less than 1.3 times as many through as wanted.
         if rank <= size // 48:
             level = np.empty(m, np.float32)
@@ -341,10 +355,19 @@ class NeighbourIndex:
         rows = np.empty((m, room), np.int32)
         values = np.empty((m, room), np.float32)
         counts = np.zeros(m, np.int64)
+        if self._panels is not None:
+            filled = np.zeros((-(-m // ROWS) * ROWS, self.d), np.float32)
+            filled[:m] = placed[:, :-1]
+            limits = np.full(len(filled), -np.inf, np.float32)
+            limits[:m] = threshold
+            scan(*self._panels, filled, limits, rows, values, counts)
+            return threshold, rows, values, counts
+        points = torch.from_numpy(self._points)
         tile = torch.empty(m * width)
         for start in range(0, n, width):
             part = points[start : start + width]
-            out = product(queries, part, tile[: m * len(part)].view(m, len(part)))
+            out = tile[: m * len(part)].view(m, len(part))
+            torch.mm(queries, part.t(), out=out)
             _filter(out.numpy(), start, threshold, rows, values, counts)
         return threshold, rows, values, counts
 
