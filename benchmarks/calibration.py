@@ -1,10 +1,11 @@
 """Type I error: p-values under their nulls on simulated screens, and power where there is an effect.
 
-    python benchmarks/calibration.py [--screens 400] [--out benchmarks/results]
+    python benchmarks/calibration.py --parts build/calibration --part "tests: plain" [--first 0] [--screens 400]
+    python benchmarks/calibration.py --parts build/calibration --out benchmarks/results
 
 Tests of perturbations (consistency, magnitude, retrieval): screens without effects, one perturbation of each, so that
 the p-values are independent. Comparison: two embeddings of equal quality, the state of the cells with independent
-noise.
+noise. One call makes the p-values of one part and keeps them in a file; without `--part` the table is made of all.
 """
 
 from __future__ import annotations
@@ -35,6 +36,21 @@ DESIGNS = {
 EFFECT = {
     "12 test batches": Population("effect", batches=40, perturbations=48, cells=0.6, controls=6),
     "5 test batches": Population("effect of few batches", batches=16, perturbations=48, cells=1.0, controls=10),
+}
+
+#: Comparisons of equal embeddings also under unequal groups, few controls and strong batch effects, with effects.
+EFFECT |= {
+    "unequal groups": replace(EFFECT["12 test batches"], name="effect, unequal groups", abundance_sd=1.2, cells=0.9),
+    "few controls": replace(EFFECT["12 test batches"], name="effect, few controls", controls=1),
+    "strong batch effects": replace(EFFECT["12 test batches"], name="effect, strong batch effects", batch_sd=3.0),
+}
+
+#: Part -> (kind, design, noise of one embedding, noise of the other); tests have no embeddings to compare.
+PARTS = {f"tests: {name}": ("tests", design, 0.0, 0.0) for name, design in DESIGNS.items()}
+PARTS |= {f"{name}, noise 1 / 1": ("null", design, 1.0, 1.0) for name, design in EFFECT.items()}
+PARTS |= {f"no effects: {name}, noise 1 / 1": ("null", design, 1.0, 1.0) for name, design in DESIGNS.items()}
+PARTS |= {
+    f"12 test batches, noise 0.5 / {other:g}": ("power", EFFECT["12 test batches"], 0.5, other) for other in (1.0, 2.0)
 }
 
 #: Score -> (task, parameters).
@@ -110,63 +126,94 @@ def compared(design: Population, number: int, one: float, other: float) -> dict[
 
 
 def summary(p: np.ndarray) -> dict:
-    """Kolmogorov-Smirnov against the uniform distribution, and the share below the usual limits."""
+    """Kolmogorov-Smirnov against the uniform distribution, and the share below the usual limits.
+
+    `equal` is the share of p-values of 1: two embeddings that do not differ in any unit.
+    """
     test = stats.kstest(p, "uniform")
     return {
         "n": len(p),
         "ks": float(test.statistic),
         "ks_p": float(test.pvalue),
         **{f"below_{limit}": float((p <= limit).mean()) for limit in (0.01, 0.05, 0.1)},
+        "equal": float((p >= 1).mean()),
     }
 
 
-def collect(made: list[dict[str, float]]) -> dict[str, np.ndarray]:
+def measure(part: str, first: int, screens: int) -> dict[str, list[float]]:
     """p-values by name."""
-    names = dict.fromkeys(name for one in made for name in one)
-    return {name: np.asarray([one[name] for one in made if name in one]) for name in names}
+    kind, design, one, other = PARTS[part]
+    found: dict[str, list[float]] = {}
+    for number in range(first, first + screens):
+        made = tests_of(design, number, 199) if kind == "tests" else compared(design, number, one, other)
+        for name, p in made.items():
+            found.setdefault(name, []).append(p)
+    return found
 
 
-def main() -> None:
-    """Measure and write the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--screens", type=int, default=400)
-    parser.add_argument("--out", type=Path)
-    given = parser.parse_args()
+def collected(folder: Path) -> list[dict]:
+    """Rows of all files in a folder."""
     rows = []
-    for name, design in DESIGNS.items():
-        for test, p in collect([tests_of(design, i, 199) for i in range(given.screens)]).items():
-            rows.append({"kind": "null", "test": test, "design": name, **summary(p)})
-            print(rows[-1], flush=True)
-    for kind, where, one, other in (
-        ("null", "12 test batches", 1.0, 1.0),
-        ("null", "5 test batches", 1.0, 1.0),
-        ("power", "12 test batches", 0.5, 1.0),
-        ("power", "12 test batches", 0.5, 2.0),
-    ):
-        made = collect([compared(EFFECT[where], i, one, other) for i in range(given.screens // 2)])
-        for test, p in made.items():
-            design = f"{where}, noise {one:g} / {other:g}"
-            rows.append({"kind": kind, "test": f"difference of {test}", "design": design, **summary(p)})
-            print(rows[-1], flush=True)
+    for part, (kind, _, _, _) in PARTS.items():
+        found: dict[str, list[float]] = {}
+        for path in sorted(folder.glob("*.json")):
+            made = json.loads(path.read_text())
+            if made["part"] == part:
+                for name, p in made["p"].items():
+                    found.setdefault(name, []).extend(p)
+        for name, p in found.items():
+            test = name if kind == "tests" else f"difference of {name}"
+            rows.append({"kind": kind, "test": test, "design": part.removeprefix("tests: "), **summary(np.asarray(p))})
+    return rows
+
+
+def table(rows: list[dict]) -> str:
+    """The rows as Markdown."""
     lines = [
         "# Calibration of the tests",
         "",
         "`python benchmarks/calibration.py`. Kolmogorov-Smirnov test of p-values against the uniform distribution, and",
         "the share of p-values up to 0.01, 0.05 and 0.1. Tests by permutation are discrete (199 draws here) and valid.",
-        "",
-        "| test | design | n | KS | KS p | <= 0.01 | <= 0.05 | <= 0.1 |",
-        "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "Differences of shares are discrete too: the last column is the share of pairs of embeddings that differ",
+        "in no unit, whose p-value is 1.",
     ]
-    for kind, title in (("null", ""), ("power", "Power: embeddings of different quality")):
-        if title:
-            lines += ["", title + ":", "", *lines[5:7]]
+    for kind, title in (
+        ("tests", "Tests of perturbations without effects"),
+        ("null", "Differences of embeddings of equal quality"),
+        ("power", "Power: differences of embeddings of different quality"),
+    ):
+        mine = [row for row in rows if row["kind"] == kind]
+        if not mine:
+            continue
+        lines += ["", f"{title}:", "", "| test | design | n | KS | KS p | <= 0.01 | <= 0.05 | <= 0.1 | equal |"]
+        lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
         lines += [
             f"| {row['test']} | {row['design']} | {row['n']} | {row['ks']:.3f} | {row['ks_p']:.2g} | "
-            f"{row['below_0.01']:.3f} | {row['below_0.05']:.3f} | {row['below_0.1']:.3f} |"
-            for row in rows
-            if row["kind"] == kind
+            f"{row['below_0.01']:.3f} | {row['below_0.05']:.3f} | {row['below_0.1']:.3f} | {row['equal']:.2f} |"
+            for row in mine
         ]
-    text = "\n".join(lines) + "\n"
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Make the p-values of one part, or the table of all."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", type=Path, required=True, help="folder of the parts")
+    parser.add_argument("--part", choices=PARTS)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--screens", type=int, default=200)
+    parser.add_argument("--out", type=Path)
+    given = parser.parse_args()
+    if given.part is not None:
+        found = measure(given.part, given.first, given.screens)
+        given.parts.mkdir(parents=True, exist_ok=True)
+        name = "".join(c if c.isalnum() else "_" for c in given.part) + f"_{given.first}.json"
+        (given.parts / name).write_text(json.dumps({"part": given.part, "p": found}))
+        for test, p in found.items():
+            print(given.part, test, summary(np.asarray(p)), flush=True)
+        return
+    rows = collected(given.parts)
+    text = table(rows)
     print(text)
     if given.out is not None:
         (given.out / "calibration.md").write_text(text)

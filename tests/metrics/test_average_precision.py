@@ -142,3 +142,24 @@ def test_edges() -> None:
     # A class whose batches hold no other class has no null.
     table = mean_average_precision(np.r_[X, X], list("abababab"), X, list("aabb"), query_batch=[0, 0, 1, 1], draws=20)
     assert table["p_value"].isna().all() and table["map"].notna().all()
+
+
+def test_what_classes_take_is_the_slope_of_the_precision() -> None:
+    rng = np.random.default_rng(3)
+    X, y = rng.standard_normal((400, 5)), rng.integers(0, 8, 400)
+    Q, yq = rng.standard_normal((30, 5)), rng.integers(0, 8, 30)
+    weight = rng.random(30)
+    taken = retrieve(X, y, Q, yq, n_classes=8, query_weight=weight).taken
+    assert taken is not None
+    assert taken.shape == (8, 8)
+    # A copy of a class takes what the class takes, to first order: of every query, rank by rank.
+    order = np.argsort(-(Q @ X.T) / np.linalg.norm(X, axis=1), axis=1)
+    expected = np.zeros((8, 8))
+    for q in range(30):
+        own = y[order[q]] == yq[q]
+        rank, found = np.flatnonzero(own) + 1, np.arange(1, own.sum() + 1)
+        for c in set(range(8)) - {yq[q]}:
+            before = np.cumsum(y[order[q]] == c)[rank - 1]
+            expected[yq[q], c] += weight[q] * (found / rank**2 * before).sum() / own.sum()
+    np.testing.assert_allclose(taken, expected, rtol=1e-5)
+    assert retrieve(X, y, Q, yq, n_classes=8).taken is None

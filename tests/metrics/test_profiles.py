@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from txeval.errors import InputError, NotComputable
-from txeval.metrics.profiles import LinearSums, ProfileSums, ProfileTruth, pearson_delta
+from txeval.metrics.profiles import LinearSums, ProfileCells, ProfileSums, ProfileTruth, pearson_delta, profile_parts
 
 
 def made(seed: int = 0, n: int = 120, g: int = 15) -> tuple[np.ndarray, ...]:
@@ -146,3 +146,39 @@ def test_profiles_of_linear_decoders_follow_from_sums_of_what_they_read(referenc
     expected = direct.result(reference)
     np.testing.assert_allclose(found.values, expected.values, atol=1e-6)
     np.testing.assert_array_equal(found.n, expected.n)
+
+
+def test_contributions_of_batches_are_the_slope_of_the_correlations() -> None:
+    rng = np.random.default_rng(4)
+    n, g = 300, 25
+    batch, group = rng.integers(0, 5, n), rng.integers(-1, 9, n)
+    true = rng.standard_normal((n, g)) + (group[:, None] + 1) * rng.standard_normal((10, g))[group + 1]
+    pred = true + rng.standard_normal((n, g))
+    cells = ProfileCells(group, batch, 5, g)
+    for k in range(g):
+        cells.add(pred[:, k], true[:, k])
+    for reference in ("controls", "perturbed"):
+
+        def correlations(weight: np.ndarray, reference: str = reference) -> np.ndarray:
+            """With the effects of each batch weighted."""
+            w = cells.number * weight[cells.batch]
+            effects = np.asarray(cells.effects).transpose(1, 2, 0)
+            made = []
+            for side in effects:
+                sums = np.zeros((9, g))
+                np.add.at(sums, cells.group, w[:, None] * side)
+                sums /= np.bincount(cells.group, weights=w)[:, None]
+                made.append(sums - (sums.mean(axis=0) if reference == "perturbed" else 0))
+            return np.asarray([np.corrcoef(a, b)[0, 1] for a, b in zip(*made, strict=True)])
+
+        whole = correlations(np.ones(5))
+        parts = profile_parts(cells, whole, reference=reference)
+        np.testing.assert_allclose(np.bincount(parts.group, weights=parts.values), whole, atol=1e-8)
+        np.testing.assert_allclose(np.bincount(parts.group, weights=parts.weight), 1)
+        for b in range(5):
+            step = np.ones(5)
+            step[b] += 1e-5
+            slope = (correlations(step) - whole).sum() / 1e-5
+            mine = parts.batch == b
+            share = (parts.weight * whole[parts.group])[mine].sum()
+            assert (parts.values[mine].sum() - share) == pytest.approx(slope, abs=2e-3)

@@ -14,7 +14,7 @@ from txeval.errors import NotComputable
 from txeval.metrics.knn import constant_accuracy
 from txeval.tasks.base import Score, crossed_units
 
-__all__ = ["Ranked", "accuracy", "balanced_accuracy", "joined", "perturbation_table"]
+__all__ = ["Ranked", "accuracy", "balanced_accuracy", "contributions", "joined", "perturbation_table"]
 
 
 @dataclass(frozen=True)
@@ -105,7 +105,7 @@ def accuracy(ranked: Ranked, top: int) -> Score:
         group="perturbation",
         left_out=ranked.left_out,
         notes=ranked.notes,
-        units=_crossed(ranked, top),
+        units=contributions(ranked, top),
     )
 
 
@@ -123,11 +123,11 @@ def balanced_accuracy(ranked: Ranked, top: int = 1) -> Score:
         group="perturbation",
         left_out=ranked.left_out,
         notes=ranked.notes,
-        units=_crossed(ranked, top, balanced=True),
+        units=contributions(ranked, top, balanced=True),
     )
 
 
-def _crossed(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
+def contributions(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
     """Contributions by batch and class: hits; balanced: every class weighs the same.
 
     For the interval of the score by itself a class is in it twice: by its own samples, and by those of others that it
