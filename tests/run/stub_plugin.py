@@ -164,6 +164,13 @@ def prepare_trouble(inputs):
     log(f"stub_trouble {inputs.seed}")
     if kind == "raise":
         raise RuntimeError("a fault\nin [bold]two[/bold] lines")
+    if kind == "value":
+        raise ValueError("a fault that will not pass")
+    if kind == "once":
+        mark = Path(os.environ["STUB_MARK"])
+        if not mark.exists():
+            mark.touch()
+            raise OSError(5, "Input/output error")
     if kind == "die":
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "warn":

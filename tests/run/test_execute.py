@@ -237,6 +237,38 @@ def test_an_unexpected_error_is_a_row_and_is_tried_again(
     assert run(screen_file, out, **settings).n_computed == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "retries", "tries", "errors"),
+    [("once", 1, 2, 0), ("once", 0, 1, 1), ("raise", 1, 2, 1), ("raise", 3, 4, 1), ("value", 3, 1, 1)],
+)
+def test_errors_that_may_pass_are_tried_again(
+    screen_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    log: Path,
+    kind: str,
+    retries: int,
+    tries: int,
+    errors: int,
+) -> None:
+    monkeypatch.setenv("STUB_TROUBLE", kind)
+    monkeypatch.setenv("STUB_MARK", str(tmp_path / "mark"))
+    outcome = run(
+        screen_file,
+        tmp_path / "out",
+        tasks=["stub_trouble"],
+        embeddings=["stub_plain"],
+        baseline=False,
+        post_processing=["raw"],
+        retries=retries,
+        workers=1 if kind == "raise" else 2,
+    )
+    assert log.read_text().split().count("stub_trouble") == tries
+    assert (outcome.n_errors, outcome.n_computed, outcome.exit_status) == (errors, 1, 1)
+    assert any("it is tried again" in text for text in outcome.warnings) == (tries > 1)
+    assert outcome.scores.set_index("metric").loc["fine", "status"] == ("failed" if errors else "ok")
+
+
 def test_workers_that_die(screen_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, log: Path) -> None:
     monkeypatch.setenv("STUB_TROUBLE", "die")
     monkeypatch.setenv("STUB_MARK", str(tmp_path / "mark"))

@@ -146,6 +146,12 @@ def add_run_options(parser: Parser) -> None:
         help="cluster that dask-jobqueue starts for this run: SLURM, PBS, LSF, SGE, ...",
     )
     how.add_argument(
+        "--retries",
+        metavar="N",
+        type=at_least(0),
+        help="tries more for a cell that ended in an error that may pass: memory, file, device (default: 1)",
+    )
+    how.add_argument(
         "--overwrite",
         metavar="POLICY",
         type=one_of("overwrite policy", OVERWRITE),
@@ -270,6 +276,7 @@ def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
         "executor": args.executor,
         "scheduler": args.scheduler,
         "cluster": args.cluster,
+        "retries": args.retries,
         "overwrite": args.overwrite,
         "baseline": False if args.no_baseline else None,
         "baselines": args.baselines,

@@ -87,6 +87,9 @@ class RunConfig:
         Address of the scheduler of a running Dask cluster, or the file that it writes its address to.
     cluster
         File that describes a cluster which dask-jobqueue starts.
+    retries
+        How often a cell or an embedding is tried again after an error that may pass: of memory, a file, a device.
+        Errors of the code or the data (a wrong value, type or index) and scores that cannot be computed are not.
     overwrite
         "missing": compute what the folder lacks; "always": everything; "never": refuse where anything is there.
     baseline
@@ -119,6 +122,7 @@ class RunConfig:
     executor: str = "local"
     scheduler: str | None = None
     cluster: Path | None = None
+    retries: int = 1
     overwrite: Overwrite = "missing"
     baseline: bool = True
     baselines: tuple[str, ...] | None = None
@@ -329,6 +333,7 @@ def check_config(config: RunConfig) -> None:
         raise unknown("overwrite policy", config.overwrite, OVERWRITE)
     for name, value, low in (
         ("seeds", config.seeds, 1),
+        ("retries", config.retries, 0),
         ("workers", None if config.workers == "auto" else config.workers, 1),
         ("max_memory", config.max_memory, 1),
         ("max_elements", config.max_elements, 1),
@@ -601,6 +606,7 @@ _KINDS: dict[str, tuple[Callable[[Any], Any], str]] = {
     "executor": (_text, "one of " + ", ".join(EXECUTORS)),
     "scheduler": (_text, "an address such as tcp://HOST:8786"),
     "cluster": (_path, "a path"),
+    "retries": (_whole, "a whole number"),
     "overwrite": (_text, "one of " + ", ".join(OVERWRITE)),
     "baseline": (_flag, "true or false"),
     "baselines": (_texts, "a list of floors and ceilings"),

@@ -108,6 +108,7 @@ class _Run:
         self.store = Store(folder, progress.warn)
         self.cells = {cell.key: cell for cell in plan.cells}
         self.broken: dict[str, Report] = {}
+        self.tries: Counter[str] = Counter()
         self.n_computed = 0
         self.n_errors = 0
         self.work: Work | None = None
@@ -199,7 +200,7 @@ class _Run:
                 if cell.embedding.key in self.broken:
                     broken = self.broken[cell.embedding.key]
                     reason = f"the embedding could not be made: {broken.reason}"
-                    self.ended(None, cell, dataclasses.replace(broken, reason=reason, seconds=0.0))
+                    self.ended(None, cell, dataclasses.replace(broken, reason=reason, seconds=0.0, again=False))
                 else:
                     ready.append(cell)
             many, room = runner.room()
@@ -247,6 +248,10 @@ class _Run:
             return again
         for text in report.warnings:
             self.store.warn(text)
+        if report.again and self.tries[job.key] < self.plan.config.retries:
+            self.tries[job.key] += 1
+            self.store.warn(f"{_text(job)}: {report.reason}; it is tried again")
+            return [job]
         if isinstance(job, EmbeddingJob):
             if report.outcome == "error":
                 self.broken[job.key] = report

@@ -46,6 +46,21 @@ __all__ = ["Report", "Setup", "Worker", "failed_cell", "single_threaded"]
 PROCESS_BYTES = 384 * 2**20
 
 
+#: Errors of the code or the data: another try would take as long and end in the same way.
+SAME_AGAIN = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NameError,
+    NotImplementedError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
+
+
 @dataclass(frozen=True)
 class Setup:
     """What every worker needs to know of a run; cheap to send to another process.
@@ -94,6 +109,8 @@ class Report:
         Whether a job without a result needs no second try.
     stored
         Whether the rows are kept already.
+    again
+        Whether another try may help: what was missing was memory, a file, a device.
     parts
         Of a group: the report of each cell.
     """
@@ -106,6 +123,7 @@ class Report:
     seconds: float = 0.0
     n_failed: int = 0
     warnings: list[str] = field(default_factory=list)
+    again: bool = False
     parts: tuple[Report, ...] = ()
 
 
@@ -248,7 +266,9 @@ class Worker:
         except NotComputable as why:
             return Report("error", str(why), finished=True, seconds=time.perf_counter() - start)
         except Exception as why:  # an embedder may raise anything: its rows say what
-            return Report("error", _named(why), traceback.format_exc(), seconds=time.perf_counter() - start)
+            seconds = time.perf_counter() - start
+            again = not isinstance(why, SAME_AGAIN)
+            return Report("error", _named(why), traceback.format_exc(), seconds=seconds, again=again)
         remarks = [f"embedding {job.text}: {text}" for text in [*_remarks(embedding.provenance), *_texts(caught)]]
         return Report("done", seconds=time.perf_counter() - start, warnings=remarks)
 
@@ -363,6 +383,7 @@ class Worker:
         start, cpu = time.perf_counter(), time.process_time()
         tables: dict[str, pd.DataFrame] = {}
         content: dict[str, Any]
+        again = False
         with PeakMemory() as memory, warnings.catch_warnings(record=True) as caught:
             try:
                 rows, tables = self._scores(cell, metrics, *ready())
@@ -379,6 +400,7 @@ class Worker:
                     "traceback": traceback.format_exc(),
                 }
                 tables = {}
+                again = not isinstance(why, SAME_AGAIN)
         seconds = time.perf_counter() - start + shared.seconds
         remarks = [f"{cell.text}: {text}" for text in dict.fromkeys([*shared.remarks, *_texts(caught)])]
         self.store.save_cell(
@@ -405,6 +427,7 @@ class Worker:
             seconds=seconds,
             n_failed=len(failed),
             warnings=remarks,
+            again=again,
         )
 
     def _inputs(self, cell: Cell) -> TaskInputs:
