@@ -17,7 +17,7 @@ __all__ = ["build_parser", "main"]
 _EPILOG = """exit status:
   0    every score was computed
   1    some scores could not be computed: `txeval show` says which and why
-  2    the input cannot be used: the message says what to change
+  2    the input, the disk or the cluster cannot be used: the message says what to change
   70   a fault of txeval itself
   130  stopped by Ctrl-C; the same command goes on where it was
 

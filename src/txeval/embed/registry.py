@@ -6,6 +6,7 @@ import hashlib
 import importlib
 import json
 import pkgutil
+import sys
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -43,6 +44,12 @@ def _built_in() -> dict[str, Embedder]:
 
 
 def _plugins() -> dict[str, EntryPoint]:
+    return _plugins_on(tuple(sys.path))
+
+
+@cache
+def _plugins_on(path: tuple[str, ...]) -> dict[str, EntryPoint]:
+    # To look through what is installed takes longer than all else that is done for one embedding.
     return {entry.name: entry for entry in entry_points(group=GROUP)}
 
 

@@ -125,7 +125,8 @@ class ClusterFile:
         kind: Any = LocalCluster if self.type == "local" else getattr(dask_jobqueue, TYPES[self.type])
         # A dashboard would be open to everybody on the network; who wants one says so.
         options = {**self.options}
-        options["scheduler_options"] = {"dashboard": False, **(options.get("scheduler_options") or {})}
+        quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
+        options["scheduler_options"] = {**quiet, **(options.get("scheduler_options") or {})}
         try:
             return kind(**options)
         except (TypeError, ValueError) as why:

@@ -47,6 +47,8 @@ UNITS_TABLE = "units"
 
 _FOLDERS = ("cells", "embeddings", "postprocessing", "plans", "protocols", "samples", "splits")
 
+_TABLE_NAME = r"[A-Za-z0-9_-]+"
+
 Record = dict[str, Any]
 
 
@@ -103,6 +105,13 @@ class Store:
                 f"{self.folder} was written by txeval {made_by} in format {found}; this is txeval {__version__}, "
                 f"which knows formats up to {FORMAT}",
                 remedy="update txeval, or give another folder",
+            )
+        if isinstance(found, int) and found < FORMAT:
+            made_by = manifest.get("txeval_version", "an older version") if isinstance(manifest, dict) else ""
+            raise InputError(
+                f"{self.folder} was written by txeval {made_by} in format {found}; txeval {__version__} writes format "
+                f"{FORMAT} and does not mix the two",
+                remedy="give another folder; that version still reads this one",
             )
         if manifest is not None and not isinstance(found, int):
             raise InputError(
@@ -161,14 +170,18 @@ class Store:
         """Keep a finished cell: its tables first, then the file that says that it is finished."""
         sizes = {}
         for name, table in tables.items():
-            if not re.fullmatch(r"[A-Za-z0-9_-]+", name):
+            if not re.fullmatch(_TABLE_NAME, name):
                 raise ValueError(f"a details table is called {name!r}; use letters, digits, - and _")
             sizes[name] = write_table(self._table_path(key, name), table)
+        before: Any = None
+        with contextlib.suppress(ValueError):
+            before = read_json(self.cell_path(key))
         write_json(self.cell_path(key), {"format": FORMAT, "key": key, **cell, "tables": sizes})
-        for path in self.cell_path(key).parent.glob(f"{key}.*.parquet"):
-            if path.name.removeprefix(f"{key}.").removesuffix(".parquet") not in sizes:
+        former = before.get("tables") if isinstance(before, dict) else None
+        for name in set(former if isinstance(former, dict) else ()) - set(sizes):
+            if re.fullmatch(_TABLE_NAME, name):
                 with contextlib.suppress(OSError):
-                    path.unlink()
+                    self._table_path(key, name).unlink()
 
     def load_cell(self, key: str) -> Record | None:
         """Give a stored cell; None where there is none, or (with a warning) where it is damaged."""

@@ -143,26 +143,38 @@ def single_threaded() -> Iterator[None]:
 class PeakMemory:
     """Highest memory of this process while the block runs, in MiB, sampled ten times a second; see `own_memory`."""
 
+    # One thread for all blocks: to start one for each costs a small cell more than its computation.
+    _running: list[PeakMemory] = []  # noqa: RUF012 (of the process)
+    _wake = threading.Event()
+    _thread: threading.Thread | None = None
+
     def __init__(self) -> None:
         self.peak = 0.0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
 
-    def _watch(self) -> None:
-        while not self._stop.wait(0.1):
-            self._look()
+    @classmethod
+    def _watch(cls) -> None:
+        while True:
+            cls._wake.wait()
+            time.sleep(0.1)
+            for one in list(cls._running):
+                one._look()
 
     def _look(self) -> None:
         self.peak = max(self.peak, own_memory() / 2**20)
 
     def __enter__(self) -> PeakMemory:
         self._look()
-        self._thread.start()
+        PeakMemory._running.append(self)
+        PeakMemory._wake.set()
+        if PeakMemory._thread is None or not PeakMemory._thread.is_alive():
+            PeakMemory._thread = threading.Thread(target=self._watch, name="txeval-memory", daemon=True)
+            PeakMemory._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
+        PeakMemory._running.remove(self)
+        if not PeakMemory._running:
+            PeakMemory._wake.clear()
         self._look()
 
 
