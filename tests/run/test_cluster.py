@@ -78,6 +78,7 @@ def test_three_workers(
     (made.folder / "stub.log").write_text("")
     out = Path(os.path.relpath(tmp_path / "out"))
     outcome = run(Path(screen_file.name), out, embeddings=MODELS, executor="dask", scheduler=made.address)
+    assert outcome.n_errors == 0, outcome.warnings
     same_scores(outcome.scores, read_scores(serial))
     for table in ("units", "batches"):
         one, other = (read_details(folder, "stub_size", table) for folder in (serial, out))

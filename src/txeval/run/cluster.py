@@ -43,7 +43,7 @@ from txeval.run.worker import Report, Setup
 __all__ = ["ClusterError", "ClusterFile", "Dask", "Place", "check_place", "read_cluster"]
 
 #: Seconds within which a scheduler must answer when the run starts, and later.
-CONNECT_WITHIN = 15.0
+CONNECT_WITHIN = 30.0
 ANSWER_WITHIN = 60.0
 
 #: Seconds within which the first worker of a running cluster must join, and another one after the last has gone.
