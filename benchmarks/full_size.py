@@ -116,7 +116,7 @@ def write_run(folder: Path) -> Path:
 
 
 class Watch:
-    """Memory of a process and its descendants, and the load of the machine, looked at every half second."""
+    """Memory of a process and its descendants, and the load of the machine, looked at every second."""
 
     def __init__(self, pid: int) -> None:
         self.process = psutil.Process(pid)
@@ -154,7 +154,8 @@ def run(folder: Path, cells: int, workers: int, options: Sequence[str]) -> dict[
         watch = Watch(process.pid)
         while process.poll() is None:
             watch.look()
-            time.sleep(0.5)
+            # Adding up the pages of large processes takes milliseconds itself.
+            time.sleep(1.0)
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     # 1: some scores could not be computed, such as iLISI relative to a random baseline that is not run.

@@ -69,6 +69,28 @@ def test_both_ways_to_find_candidates_give_the_same(case, scanned, monkeypatch):
     assert_same(neighbours(X, X[:70], k), by_definition(X, X[:70], k))
 
 
+def test_sorting_and_bounding_agree_with_numpy():
+    draw = np.random.default_rng(4)
+    bins = np.empty(256, np.int64)
+    columns = {
+        "spread": draw.gamma(2, 1, 700),
+        "ties": draw.integers(0, 5, 700),
+        "equal": np.full(700, 3.5),
+        "zeros": np.zeros(40),
+        "wide": 10.0 ** draw.uniform(-30, 30, 700),
+        "two": np.array([2.0, 1.0]),
+        "one": np.array([7.0]),
+    }
+    for name, column in columns.items():
+        values = column.astype(np.float32)
+        np.testing.assert_array_equal(kernels._sorted_by_value(values), np.argsort(values, kind="stable"), err_msg=name)
+        for k in {1, (len(values) + 1) // 2, len(values)}:
+            bound = kernels._reached_by(-values, k, bins)
+            assert (-values <= bound).sum() >= k and bound in -values, name
+    few = kernels._reached_by(columns["spread"].astype(np.float32), 251, bins)
+    assert (columns["spread"].astype(np.float32) <= few).sum() < 300
+
+
 @pytest.mark.parametrize("d", [1, 2, 31, 33, 300])
 @pytest.mark.parametrize("n", [1, 32, 70, 999])
 def test_a_scan_finds_what_is_within_the_limits(n, d):

@@ -55,18 +55,82 @@ def _squared_distance(a: Any, b: Any) -> Any:
 
 
 @jit
-def _keep_nearest(squared: Any, rows: Any, k: int, distances: Any, indices: Any) -> Any:
-    """Write the k nearest by (float32 distance, row); return the k-th distance.
+def _sorted_by_value(values: Any) -> Any:
+    """Positions of non-negative float32 values in their order, equal ones as they come: (n,) int64.
 
-    The bits of non-negative floats are in the order of their values, so distance and row make one integer key.
+    A radix sort by 11 bits of what lies above the smallest: bits of such floats are in the order of their values.
     """
+    n = len(values)
+    bits = values.view(np.uint32)
+    low, high = bits[0], bits[0]
+    for a in range(n):
+        low, high = min(low, bits[a]), max(high, bits[a])
+    keys, spare = np.empty(n, np.int64), np.empty(n, np.int64)
+    for a in range(n):
+        keys[a] = (np.int64(bits[a] - low) << 32) | a
+    starts = np.empty(2048, np.int64)
+    shift = 32
+    while np.int64(high - low) >> (shift - 32):
+        starts[:] = 0
+        for a in range(n):
+            starts[(keys[a] >> shift) & 2047] += 1
+        at = 0
+        for b in range(2048):
+            count = starts[b]
+            starts[b] = at
+            at += count
+        for a in range(n):
+            bucket = (keys[a] >> shift) & 2047
+            spare[starts[bucket]] = keys[a]
+            starts[bucket] += 1
+        keys, spare = spare, keys
+        shift += 11
+    for a in range(n):
+        keys[a] &= 0xFFFFFFFF
+    return keys
+
+
+@jit
+def _keep_nearest(squared: Any, rows: Any, k: int, distances: Any, indices: Any) -> Any:
+    """Write the k nearest by (float32 distance, row), of ascending rows; return the k-th distance."""
     rounded = np.sqrt(squared).astype(np.float32)
-    keys = (rounded.view(np.int32).astype(np.int64) << 32) | rows
-    keys = np.sort(np.partition(keys, k - 1)[:k])
-    for a in range(k):
-        indices[a] = keys[a] & 0xFFFFFFFF
-    distances[:] = (keys >> 32).astype(np.int32).view(np.float32)
+    if len(rounded) <= 4096:
+        order = _sorted_by_value(rounded)
+        for a in range(k):
+            indices[a] = rows[order[a]]
+            distances[a] = rounded[order[a]]
+    else:
+        # Distance and row make one integer key.
+        keys = (rounded.view(np.int32).astype(np.int64) << 32) | rows
+        keys = np.sort(np.partition(keys, k - 1)[:k])
+        for a in range(k):
+            indices[a] = keys[a] & 0xFFFFFFFF
+        distances[:] = (keys >> 32).astype(np.int32).view(np.float32)
     return np.float64(distances[k - 1])
+
+
+@jit
+def _reached_by(values: Any, k: int, counts: Any) -> Any:
+    """A value that at least k of finite values reach: the k-th smallest, or one of those little above it."""
+    low, high = values[0], values[0]
+    for a in range(len(values)):
+        low, high = min(low, values[a]), max(high, values[a])
+    extent = np.float64(high) - np.float64(low)
+    if extent < 1e-30:
+        return high
+    scale = (len(counts) - 1) / extent
+    counts[:] = 0
+    for a in range(len(values)):
+        counts[int((np.float64(values[a]) - low) * scale)] += 1
+    total, last = 0, -1
+    while total < k:
+        last += 1
+        total += counts[last]
+    bound = low
+    for a in range(len(values)):
+        if int((np.float64(values[a]) - low) * scale) <= last:
+            bound = max(bound, values[a])
+    return bound
 
 
 @jit
@@ -164,11 +228,12 @@ def _decide(
     certain = np.zeros(m, np.bool_)
     squared = np.empty(room, np.float64)
     near = np.empty(room, np.int64)
+    bins = np.empty(256, np.int64)
     for q in range(m):
         count = counts[q]
         if count < k or count > room:
             continue
-        kth = np.float64(np.partition(values[q, :count], k - 1)[k - 1])
+        kth = np.float64(_reached_by(values[q, :count], k, bins))
         limit = min(np.float64(threshold[q]), kth + 2 * _error(d, norms[q], max(kth + norms[q], 0.0)))
         kept = 0
         for a in range(count):
