@@ -115,12 +115,13 @@ def setup(screen: str, data: Path, work: Path) -> tuple[dict[str, Any], str]:
             "min_counts": 0,
             "relations": relations_folder(path),
             "embeddings": embeddings,
+            "tasks": ["relationships"],
         }
         return config, (
             f"{SIMULATION['n_samples']:,} cells x {SIMULATION['n_genes']} genes, {SIMULATION['n_perturbations']} "
             f"perturbations and {SIMULATION['unexpressed_targets']} of unexpressed genes in {SIMULATION['n_batches']} "
             f"batches, {SIMULATION['n_programs']} planted programs whose members are the known relationships, effect "
-            f"{SIMULATION['effect']}"
+            f"{SIMULATION['effect']}: level 5 alone"
         )
     part = cut(screen, data, work / "screens", 0)
     return {**part.config, "embeddings": embeddings}, part.note
@@ -248,7 +249,8 @@ def markdown(screen: str, record: dict[str, Any]) -> list[str]:
             lines.append(f"No {task}: {part['reason'].iloc[0]}.")
         unranked = mine[(mine["why_no_ranks"] != "")]
         for why, part in unranked.groupby("why_no_ranks", sort=False):
-            names = dict.fromkeys(f"{task} {metric}" for task, metric in zip(part["task"], part["metric"], strict=True))
+            pairs = zip(part["task"], part["metric"], strict=True)
+            names = dict.fromkeys(f"{task} {metric}" for task, metric in pairs)
             lines.append(f"{', '.join(names)}: {why}.")
         if len(holes) or len(unranked):
             lines.append("")
