@@ -273,7 +273,7 @@ MOVED = {
 
 
 def moves(record: dict[str, Any]) -> list[str]:
-    """What changes in the ranking: a model's place under `paper` and under `corrected`, and Kendall's tau of the two."""
+    """What changes in the ranking: places under `paper` and under `corrected`, and Kendall's tau of the two."""
     rows = pd.DataFrame(record["scores"])
     rows = rows[rows["reason"] == ""]
     columns: dict[str, dict[str, str]] = {}
