@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import os
 import platform
+import resource
 import subprocess
 import sys
 import tempfile
@@ -85,6 +86,21 @@ def one(values: np.ndarray, seed: int) -> float:
     return float(values[np.sort(rows)].mean())
 
 
+def cpu() -> float:
+    """CPU seconds of this process and of all that it started, ended or not."""
+    import psutil
+
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    total = time.process_time() + ended.ru_utime + ended.ru_stime
+    for child in psutil.Process().children(recursive=True):
+        try:
+            spent = child.cpu_times()
+        except psutil.Error:
+            continue
+        total += spent.user + spent.system
+    return total
+
+
 class Clock:
     """Seconds at which the first and the last cell had finished."""
 
@@ -123,7 +139,7 @@ def main() -> None:
 
     seeds = given.cells // given.embeddings
     cells = seeds * given.embeddings
-    rows: list[tuple[str, float, float, float]] = []
+    rows: list[tuple[str, float, float, float, float]] = []
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder)
         plugin(place)
@@ -133,23 +149,24 @@ def main() -> None:
 
         held = anndata.read_h5ad(path)
         arrays = [held.obsm[f"X_{number}"] for number in range(given.embeddings)]
-        begin = time.perf_counter()
+        begin, spent = time.perf_counter(), cpu()
         for values in arrays:
             for seed in range(seeds):
                 one(values, seed)
         loop = time.perf_counter() - begin
-        rows.append(("bare loop, keeps nothing", loop, 0.0, 0.0))
+        rows.append(("bare loop, keeps nothing", loop, 0.0, 0.0, cpu() - spent))
         if "joblib" in given.only:
-            begin = time.perf_counter()
+            begin, spent = time.perf_counter(), cpu()
             joblib.Parallel(n_jobs=2)(joblib.delayed(one)(values, seed) for values in arrays for seed in range(seeds))
             took = time.perf_counter() - begin
-            rows.append(("joblib, 2 processes, keeps nothing", took, 1000 * (took - loop) / cells, 0.0))
+            over = 1000 * (took - loop) / cells
+            rows.append(("joblib, 2 processes, keeps nothing", took, over, 0.0, cpu() - spent))
 
         from txeval.run import build_config, execute, make_plan
 
         def measure(name: str, **changes: object) -> None:
             clock = Clock()
-            begin = time.perf_counter()
+            begin, spent = time.perf_counter(), cpu()
             config = build_config(
                 {
                     "screen": path,
@@ -168,7 +185,8 @@ def main() -> None:
             took = time.perf_counter() - begin
             assert outcome.n_computed == cells == clock.ended, (outcome.message, clock.ended)
             assert outcome.exit_status == 0
-            rows.append((name, took, 1000 * (took - loop) / cells, 1000 * (clock.last - clock.first) / (cells - 1)))
+            steady = 1000 * (clock.last - clock.first) / (cells - 1)
+            rows.append((name, took, 1000 * (took - loop) / cells, steady, cpu() - spent))
 
         if "here" in given.only:
             measure("txeval, 1 worker")
@@ -190,11 +208,12 @@ def main() -> None:
         "tables of scores. Seconds are of the whole run, from reading the configuration to the last table; overhead",
         "is (seconds - those of the bare loop) / cells; steady state is from the first finished cell to the last.",
         "",
-        "| how | s | overhead, ms per cell | steady state, ms per cell |",
-        "| --- | --- | --- | --- |",
+        "| how | s | overhead, ms per cell | steady state, ms per cell | CPU ms per cell, all processes |",
+        "| --- | --- | --- | --- | --- |",
         *(
-            f"| {name} | {took:.2f} | {'' if not over else f'{over:.2f}'} | {'' if not steady else f'{steady:.2f}'} |"
-            for name, took, over, steady in rows
+            f"| {name} | {took:.2f} | {'' if not over else f'{over:.2f}'} | {'' if not steady else f'{steady:.2f}'} | "
+            f"{1000 * used / cells:.2f} |"
+            for name, took, over, steady, used in rows
         ),
         "",
         f"Python {platform.python_version()}, distributed {distributed.__version__}, joblib {joblib.__version__}, "

@@ -17,7 +17,7 @@ import pytest
 from run_helpers import config, run, running, same_scores, stamps, write_screen
 
 from txeval.errors import InputError
-from txeval.run import read_scores
+from txeval.run import execute, make_plan, read_scores
 
 CELLS = 14
 
@@ -180,3 +180,19 @@ def test_an_embedding_that_changes_between_two_runs(tmp_path: Path) -> None:
         second.scores[~mine & ~second.scores["derived"]].reset_index(drop=True),
         first.scores[unchanged & ~first.scores["derived"]].reset_index(drop=True),
     )
+
+
+def test_relations_that_a_worker_sees_otherwise(tmp_path: Path) -> None:
+    """On another machine, or changed since the plan: a row with its reason, and no score of other relations."""
+    path = write_screen(tmp_path / "screen.h5ad")
+    folder = tmp_path / "relations"
+    folder.mkdir()
+    (folder / "known.txt").write_text("entity1,entity2\nG1,G2\nG2,G3\n")
+    out = tmp_path / "out"
+    plan = make_plan(config(path, out, tasks=["relationships"], relations=folder, post_processing=["raw"]))
+    (folder / "known.txt").write_text("entity1,entity2\nG1,G3\n")
+    outcome = execute(plan)
+    rows = outcome.scores[~outcome.scores["derived"]]
+    assert rows["reason"].str.contains("are not those that the run was planned with").all()
+    assert outcome.n_errors == len(stamps(out))
+    assert outcome.exit_status == 1

@@ -183,6 +183,7 @@ class _Run:
             screen=self.plan.screen,
             split_digest=self.plan.split_digest,
             relations=config.relations,
+            relations_digest=next((task.relations for task in self.plan.tasks.values() if task.relations), ""),
             max_elements=config.max_elements,
             memory=self.resources.worker_memory(workers) if config.place is None else config.max_memory,
             device=self.resources.device,

@@ -140,12 +140,13 @@ class CellGroup:
 
 @dataclass(frozen=True)
 class PlannedTask:
-    """A task with its parameters and metrics, and a digest of all that is not the embedding's."""
+    """A task with its parameters and metrics, a digest of all that is not the embedding's, and one of its relations."""
 
     task: Task
     params: Params
     metrics: tuple[Metric, ...]
     digest: str
+    relations: str = ""
 
 
 @dataclass(frozen=True)
@@ -412,7 +413,7 @@ def _tasks(config: RunConfig, split_digest: str, warnings: list[str]) -> dict[st
             "relations": relations if task.needs_relations else None,
             "units": UNITS_VERSION,
         }
-        planned[name] = PlannedTask(task, params, metrics, digest(content))
+        planned[name] = PlannedTask(task, params, metrics, digest(content), relations if task.needs_relations else "")
     return planned
 
 

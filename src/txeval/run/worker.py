@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import platform
 import threading
 import time
 import traceback
@@ -30,6 +31,7 @@ from txeval.compute.intervals import Units, interval, units_to_frame
 from txeval.compute.machine import own_memory
 from txeval.compute.memory import WORKING_LEAST, WORKING_MOST, bounded
 from txeval.data import LogNormExpression, Screen
+from txeval.data.relations import relations_digest
 from txeval.embed import Embedding, EmbeddingContext, EmbeddingSpec, embedding_fingerprint, make_embedding
 from txeval.errors import InputError, NotComputable
 from txeval.postprocess import Fitted, PostProcessed, fit, map_bytes
@@ -69,6 +71,8 @@ class Setup:
     ----------
     max_elements
         Bound on the values of one block that is read of the screen.
+    relations_digest
+        Of the databases of the plan; "" where no task needs any.
     memory
         Bytes that the worker's process may take; None: no bound.
     device
@@ -79,6 +83,7 @@ class Setup:
     screen: Screen
     split_digest: str
     relations: Path | None = None
+    relations_digest: str = ""
     max_elements: int | None = None
     memory: int | None = None
     device: str = "cpu"
@@ -545,7 +550,14 @@ class Worker:
     def _related(self) -> Mapping[str, pd.DataFrame]:
         if self._relations is None:
             # The plan has said already what is missing.
-            self._relations = relations_of(self.setup.relations, [])
+            found = relations_of(self.setup.relations, [])
+            if self.setup.relations_digest and relations_digest(found) != self.setup.relations_digest:
+                raise InputError(
+                    f"the databases of known relationships on {platform.node()} are not those that the run was planned "
+                    f"with ({', '.join(sorted(found)) or 'none'} found)",
+                    remedy="name a folder that every worker sees: --relations FOLDER",
+                )
+            self._relations = found
         return self._relations
 
 
