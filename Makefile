@@ -56,7 +56,7 @@ screenshots: $(VENV)/.installed-dev
 	$(BIN)/python docs/screenshots.py demo-results/report.html screenshots
 
 clean:
-	rm -rf $(VENV) site demo-results screenshots build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) .bench site demo-results screenshots build dist .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
