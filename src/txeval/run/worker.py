@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import platform
+import sys
 import threading
 import time
 import traceback
@@ -13,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -132,12 +133,18 @@ class Report:
     parts: tuple[Report, ...] = ()
 
 
+@lru_cache(maxsize=1)
+def _thread_pools(modules: int) -> Any:
+    """The pools of threads of the loaded libraries; looked for again once more modules are loaded, as it takes long."""
+    return threadpoolctl.ThreadpoolController()
+
+
 @contextmanager
 def single_threaded() -> Iterator[None]:
     """Let every numerical library use one thread within the block: sums then do not depend on the machine."""
     torch_before, numba_before = torch.get_num_threads(), numba.get_num_threads()
     with ExitStack() as stack:
-        stack.enter_context(threadpoolctl.threadpool_limits(1))
+        stack.enter_context(_thread_pools(len(sys.modules)).limit(limits=1))
         stack.callback(torch.set_num_threads, torch_before)
         stack.callback(numba.set_num_threads, numba_before)
         torch.set_num_threads(1)
