@@ -14,6 +14,7 @@ import numpy as np
 
 from txeval._version import __version__
 from txeval.compute.arrays import Ints, Strings
+from txeval.compute.machine import resolve_device
 from txeval.data import Roles, Screen, open_screen
 from txeval.embed import check_options, embedding_fingerprint, make_embedding, resolve
 from txeval.embed.base import Embedding, EmbeddingContext, EmbeddingSpec
@@ -130,7 +131,7 @@ def embed_to_folder(
                 folder=work,
                 seed=seed,
                 train_rows=train,
-                device=device,
+                device=resolve_device(device),
                 max_elements=max_elements,
                 progress=progress,
             )
