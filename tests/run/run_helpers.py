@@ -74,10 +74,9 @@ def run(screen: Path, out: Path, **changes: Any) -> Outcome:
 CLOCKS = ["seconds", "peak_memory_mb"]
 
 
-def same_scores(one: pd.DataFrame, other: pd.DataFrame, *, rtol: float = 0.0) -> None:
-    """Assert that two tables of scores are equal but for time and memory, to the last bit or within `rtol`."""
-    exact = {"check_exact": True} if rtol == 0 else {"rtol": rtol, "atol": rtol}
-    pd.testing.assert_frame_equal(one.drop(columns=CLOCKS), other.drop(columns=CLOCKS), **exact)
+def same_scores(one: pd.DataFrame, other: pd.DataFrame) -> None:
+    """Assert that two tables of scores are equal but for time and memory, to the last bit."""
+    pd.testing.assert_frame_equal(one.drop(columns=CLOCKS), other.drop(columns=CLOCKS), check_exact=True)
 
 
 def stamps(out: Path) -> dict[str, int]:

@@ -15,15 +15,24 @@ F = TypeVar("F", bound=Callable[..., Any])
 _FLAGS = {"reassoc", "contract", "nsz", "arcp"}
 
 
-def jit(function: F, *, no_nan: bool = False) -> F:
+def jit(function: F, *, no_nan: bool = False, inlined: bool = False) -> F:
     """Compile a function of arrays and numbers with numba (typed as the function itself).
 
     With `no_nan` its values are promised not to be NaN, so that a minimum vectorises too.
+
+    A function of floats that others of its kind call must be `inlined`: else whether it is merged into its caller, and
+    so how its sums are rounded, depends on whether it was compiled just now or comes from the cache on disk, and the
+    first process after an installation gets other last digits than all later ones.
     """
-    flags = _FLAGS | {"nnan"} if no_nan else _FLAGS
+    options: dict[str, Any] = {
+        "nogil": True,
+        "fastmath": _FLAGS | {"nnan"} if no_nan else _FLAGS,
+        "error_model": "numpy",
+        "inline": "always" if inlined else "never",
+    }
     try:
-        compiled = numba.njit(cache=True, nogil=True, fastmath=flags, error_model="numpy")(function)
+        compiled = numba.njit(cache=True, **options)(function)
     except RuntimeError:
         # A read-only installation without a home directory has no place for numba's cache.
-        compiled = numba.njit(nogil=True, fastmath=flags, error_model="numpy")(function)
+        compiled = numba.njit(**options)(function)
     return cast(F, compiled)

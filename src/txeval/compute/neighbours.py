@@ -45,7 +45,7 @@ _PRODUCTS_ELSEWHERE = 2**28
 _TILE_REFERENCE = 1024
 
 
-@jit
+@partial(jit, inlined=True)
 def _squared_distance(a: Any, b: Any) -> Any:
     total = 0.0
     for j in range(len(a)):
@@ -133,7 +133,7 @@ def _reached_by(values: Any, k: int, counts: Any) -> Any:
     return bound
 
 
-@jit
+@partial(jit, inlined=True)
 def _error(d: int, norm: Any, squared: Any) -> Any:
     """Bound on |computed - true| of |x|^2 - 2 q.x for any x within a squared distance of q.
 

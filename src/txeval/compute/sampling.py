@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,7 @@ class CountModel:
     dispersion: F64
 
 
-@jit
+@partial(jit, inlined=True)
 def _uniform(state: Any) -> Any:
     """Next number in [0, 1) of xoshiro256++ (Blackman and Vigna 2021), whose state is four uint64."""
     s0, s1, s2, s3 = state[0], state[1], state[2], state[3]
@@ -64,7 +65,7 @@ def _uniform(state: Any) -> Any:
     return np.float64(result >> np.uint64(11)) * (1.0 / 9007199254740992.0)
 
 
-@jit
+@partial(jit, inlined=True)
 def _exp(x: Any, out: Any, bits: Any) -> None:
     """exp of float32 between -87 and 87 to 2e-7, in loops that vectorise: 2^k times a polynomial (Taylor, degree 6)."""
     for i in range(len(x)):
@@ -80,7 +81,7 @@ def _exp(x: Any, out: Any, bits: Any) -> None:
         out[i] *= powers[i]
 
 
-@jit
+@partial(jit, inlined=True)
 def _cumulate(rate: Any, out: Any) -> Any:
     """Running sums in float64, four at a time so that an addition need not wait for the one before."""
     total = 0.0
@@ -102,7 +103,7 @@ def _cumulate(rate: Any, out: Any) -> Any:
     return total
 
 
-@jit
+@partial(jit, inlined=True)
 def _count(mu: Any, phi: Any, rate: Any, ratios: Any) -> Any:
     """Smallest k with exp(-rate) <= P(count <= k): inversion, for mu up to `_LARGEST_RATE`."""
     x = mu * phi

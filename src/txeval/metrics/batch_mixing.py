@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -60,7 +61,7 @@ class IlisiScores:
     notes: tuple[str, ...] = ()
 
 
-@jit
+@partial(jit, inlined=True)
 def _weights(beta: float, distances: Any, bits: Any, p: Any) -> tuple[float, float]:
     """exp(-beta d) of distances into p: their sum, and the sum weighted by the distances.
 
