@@ -153,11 +153,6 @@ def measured(inputs: TaskInputs, expression: Expression, scored: Scored) -> Meas
     return _open(inputs.kept("measured-" + scored.digest[:32], make), scored)
 
 
-def measured_bytes(n: int, g: int, groups: int) -> int:
-    """Size of the files."""
-    return 4 * n * g + 8 * groups * g
-
-
 def _make(folder: Path, expression: Expression, scored: Scored) -> None:
     n, g = len(scored.rows), len(expression.genes)
     control = np.flatnonzero(scored.control)
