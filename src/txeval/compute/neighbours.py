@@ -39,6 +39,8 @@ _LARGEST = 1e30
 _SMALL = 1024
 #: A tile of 2 MiB stays in a core's cache between the product and the filter.
 _TILE_QUERIES = 512
+#: Their products with the sample stay there too.
+_SAMPLED_QUERIES = 32
 #: The same on another device than the CPU, and the products (1 GiB) that are held there at once.
 _QUERIES_ELSEWHERE = 8192
 _PRODUCTS_ELSEWHERE = 2**28
@@ -58,7 +60,7 @@ def _squared_distance(a: Any, b: Any) -> Any:
 def _sorted_by_value(values: Any) -> Any:
     """Positions of non-negative float32 values in their order, equal ones as they come: (n,) int64.
 
-    A radix sort by 11 bits of what lies above the smallest: bits of such floats are in the order of their values.
+    A radix sort by bytes of what lies above the smallest: bits of such floats are in the order of their values.
     """
     n = len(values)
     bits = values.view(np.uint32)
@@ -68,23 +70,23 @@ def _sorted_by_value(values: Any) -> Any:
     keys, spare = np.empty(n, np.int64), np.empty(n, np.int64)
     for a in range(n):
         keys[a] = (np.int64(bits[a] - low) << 32) | a
-    starts = np.empty(2048, np.int64)
+    starts = np.empty(256, np.int64)
     shift = 32
     while np.int64(high - low) >> (shift - 32):
         starts[:] = 0
         for a in range(n):
-            starts[(keys[a] >> shift) & 2047] += 1
+            starts[(keys[a] >> shift) & 255] += 1
         at = 0
-        for b in range(2048):
+        for b in range(256):
             count = starts[b]
             starts[b] = at
             at += count
         for a in range(n):
-            bucket = (keys[a] >> shift) & 2047
+            bucket = (keys[a] >> shift) & 255
             spare[starts[bucket]] = keys[a]
             starts[bucket] += 1
         keys, spare = spare, keys
-        shift += 11
+        shift += 8
     for a in range(n):
         keys[a] &= 0xFFFFFFFF
     return keys
@@ -157,24 +159,20 @@ def _raised(d: int, norms: Any, level: Any) -> Any:
 def _level(sampled: Any, rank: int, out: Any) -> None:
     """A level per row that at least `rank` of its values reach, little above the lowest such level.
 
-    Found among the smallest values of runs of 16, of which there are at least `rank`.
+    Found among the smallest values of sets of 16, of which there are at least `rank`. Members of a set lie as far
+    apart as there are sets, so that neighbouring sets are worked on together.
     """
     m, n = sampled.shape
-    runs = (n + 15) // 16
-    smallest = np.empty(runs, np.float32)
+    sets = (n + 15) // 16
+    smallest = np.empty(sets, np.float32)
+    bins = np.empty(256, np.int64)
     for q in range(m):
         row = sampled[q]
-        for r in range(n // 16):
-            value = row[16 * r]
-            for u in range(1, 16):
-                value = min(value, row[16 * r + u])
-            smallest[r] = value
-        if n % 16:
-            value = row[n - 1]
-            for a in range(16 * (runs - 1), n):
-                value = min(value, row[a])
-            smallest[runs - 1] = value
-        out[q] = np.partition(smallest, rank - 1)[rank - 1]
+        smallest[:] = row[:sets]
+        for start in range(sets, n, sets):
+            for r in range(min(sets, n - start)):
+                smallest[r] = min(smallest[r], row[start + r])
+        out[q] = _reached_by(smallest, rank, bins)
 
 
 @partial(jit, no_nan=True)
@@ -237,12 +235,12 @@ def _decide(
         limit = min(np.float64(threshold[q]), kth + 2 * _error(d, norms[q], max(kth + norms[q], 0.0)))
         kept = 0
         for a in range(count):
-            if values[q, a] <= limit:
-                near[kept] = rows[q, a]
-                squared[kept] = _squared_distance(queries[q], reference[rows[q, a]])
-                kept += 1
+            near[kept] = rows[q, a]
+            kept += values[q, a] <= limit
         if kept < k:
             continue
+        for a in range(kept):
+            squared[a] = _squared_distance(queries[q], reference[near[a]])
         # Anything that rounds to the k-th distance or less could belong to the answer; 2^-149 is the smallest float32.
         last = (_keep_nearest(squared[:kept], near[:kept], k, distances[q], indices[q]) + 2.0**-149) * scale
         reach = last * last * (1 + 4 * _ROUNDING)
@@ -406,15 +404,18 @@ class NeighbourIndex:
         m, n, size = len(placed), self.n, len(self._sample)
         queries = torch.from_numpy(placed)
         expected = k * size / n
-        # Six standard deviations above the expected rank of the k-th neighbour within the sample.
-        rank = min(size, int(np.ceil(expected + 6 * np.sqrt(expected) + 4)))
-        sampled = torch.mm(queries, torch.from_numpy(self._sample).t())
-        # Up to a third of the runs, the level lets less than 1.3 times as many through as wanted.
-        if rank <= size // 48:
-            level = np.empty(m, np.float32)
-            _level(sampled.numpy(), rank, level)
-        else:
-            level = sampled.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1).numpy()
+        # Above the expected rank of the k-th neighbour within the sample: one query in 100,000 has to be redone.
+        rank = min(size, int(np.ceil(expected + 4 * np.sqrt(expected) + 4)))
+        level = np.empty(m, np.float32)
+        sample = torch.from_numpy(self._sample).t()
+        for start in range(0, m, _SAMPLED_QUERIES):
+            rows_now = slice(start, start + _SAMPLED_QUERIES)
+            sampled = torch.mm(queries[rows_now], sample)
+            # Up to a third of the sets, the level lets less than 1.3 times as many through as wanted.
+            if rank <= size // 48:
+                _level(sampled.numpy(), rank, level[rows_now])
+            else:
+                level[rows_now] = sampled.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1).numpy()
         threshold = _raised(self.d, norms, level)
         room = int(min(n, max(4 * k, 2.5 * rank * n / size + 256)))
         rows = np.empty((m, room), np.int32)
