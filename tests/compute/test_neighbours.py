@@ -10,7 +10,7 @@ from sklearn.neighbors import NearestNeighbors
 
 import txeval.compute.neighbours as kernels
 from txeval.compute.neighbours import NeighbourIndex, neighbours, self_neighbours
-from txeval.compute.scan import pack, scan
+from txeval.compute.scan import halved, halves_pay, pack, scan
 from txeval.errors import InputError
 
 
@@ -59,11 +59,17 @@ def test_answer_is_that_of_the_definition(case):
     assert_same(neighbours(X, queries, k), by_definition(X, queries, k))
 
 
-@pytest.mark.parametrize("scanned", [False, True])
+needs_halves = pytest.mark.skipif(not halves_pay(), reason="this processor does not multiply bfloat16")
+WAYS = ["products", "scan", pytest.param("halves", marks=needs_halves)]
+
+
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("case", CASES)
-def test_both_ways_to_find_candidates_give_the_same(case, scanned, monkeypatch):
+def test_every_way_to_find_candidates_gives_the_same(case, way, monkeypatch):
     # Where a processor lacks the wide registers, the compiler makes the same of narrow ones.
-    monkeypatch.setattr(kernels, "pays", lambda: scanned)
+    monkeypatch.setattr(kernels, "pays", lambda: way != "products")
+    monkeypatch.setattr(kernels, "halves_pay", lambda: way == "halves")
+    monkeypatch.setattr(kernels, "_HALVED_FROM", 1)
     X, k = CASES[case]
     X = X.astype(np.float32)
     assert_same(neighbours(X, X[:70], k), by_definition(X, X[:70], k))
@@ -97,8 +103,8 @@ def test_a_scan_finds_what_is_within_the_limits(n, d):
     draw = np.random.default_rng(n + d)
     # Small whole numbers: products are exact, and ties with the limit are many.
     x, queries = draw.integers(-2, 3, (n, d)).astype(np.float32), draw.integers(-2, 3, (16, d)).astype(np.float32)
-    wide = np.concatenate([-2 * x, (x * x).sum(axis=1, keepdims=True)], axis=1)
-    panels, begin = pack([wide[: n // 2], wide[n // 2 :]], n, d)
+    squares = (x * x).sum(axis=1)
+    panels, begin = pack([(-2 * x[: n // 2], squares[: n // 2]), (-2 * x[n // 2 :], squares[n // 2 :])], n, d)
     values = (x * x).sum(axis=1) - 2 * queries @ x.T
     limits = np.sort(values, axis=1)[:, n // 3].astype(np.float32)
     limits[3], limits[5] = -np.inf, np.inf
@@ -116,16 +122,81 @@ def test_a_scan_finds_what_is_within_the_limits(n, d):
         np.testing.assert_array_equal(found[q, : len(kept)], values[q, kept])
 
 
+@pytest.mark.parametrize("d", [1, 2, 7, 300])
+def test_rounding_to_pairs_says_what_it_keeps_and_loses(d):
+    draw = np.random.default_rng(d)
+    values = (draw.standard_normal((50, d)) * 10.0 ** draw.uniform(-42, 5, (50, d))).astype(np.float32)
+    pairs, norms, lost = halved(values)
+    words = pairs.view(np.uint16)
+    assert words.shape == (50, d + d % 2)
+    kept = (words.astype(np.uint32) << 16).view(np.float32)
+    assert not kept[:, d:].any()
+    kept = kept[:, :d].astype(np.float64)
+    np.testing.assert_allclose(norms, np.linalg.norm(kept, axis=1), rtol=1e-12)
+    np.testing.assert_allclose(lost, np.linalg.norm(values - kept, axis=1), rtol=1e-12)
+    # 8 digits, and nothing below what processors keep in full.
+    normal = np.abs(values) >= np.finfo(np.float32).tiny
+    assert np.all(np.abs(values - kept)[normal] <= 2.0**-8 * np.abs(values)[normal])
+    assert not kept[~normal].any()
+
+
+@needs_halves
+@pytest.mark.parametrize("d", [1, 2, 7, 300])
+def test_a_scan_of_pairs_finds_the_same(d):
+    draw = np.random.default_rng(d)
+    # Whole numbers this small are exact in 8 digits.
+    x, queries = draw.integers(-2, 3, (999, d)).astype(np.float32), draw.integers(-2, 3, (16, d)).astype(np.float32)
+    values = (x * x).sum(axis=1) - 2 * queries @ x.T
+    limits = np.sort(values, axis=1)[:, 333].astype(np.float32)
+    panels, begin = pack([(halved(-2 * x)[0], (x * x).sum(axis=1))], 999, (d + 1) // 2)
+    rows, found, counts = np.empty((16, 999), np.int32), np.empty((16, 999), np.float32), np.zeros(16, np.int64)
+    scan(panels, begin, halved(queries)[0], limits, rows, found, counts)
+    for q in range(16):
+        expected = np.flatnonzero(values[q] <= limits[q])
+        np.testing.assert_array_equal(rows[q, : counts[q]], expected)
+        np.testing.assert_array_equal(found[q, : counts[q]], values[q, expected])
+
+
+@needs_halves
+def test_queries_that_rounding_would_confuse_are_told_apart_otherwise(monkeypatch):
+    # Half of the queries lie in a tight group: there 8 digits do not say who is near whom.
+    draw = np.random.default_rng(6)
+    X = draw.standard_normal((6000, 64)).astype(np.float32)
+    X[3000:] = X[0] * 3 + 0.1 * X[3000:]
+    queries = np.concatenate([X[100:140], X[3100:3121] + np.float32(0.01)])
+    asked = {}
+    scans = kernels._scan
+    monkeypatch.setattr(kernels, "_scan", lambda *args: (asked.update({str(args[2].dtype): args[3]}), scans(*args)))
+    redone = []
+    whole = kernels._whole_rows
+    monkeypatch.setattr(kernels, "_whole_rows", lambda *args: (redone.append(len(args[2])), whole(*args)))
+    assert_same(neighbours(X, queries, 20), by_definition(X, queries, 20))
+    assert len(asked["uint32"]) >= 30 and asked["uint32"].max() < 40
+    assert set(range(40, 61)) <= set(asked["float32"])
+    assert sum(redone) <= 2
+
+
+def test_a_number_of_queries_that_does_not_fill_the_registers_is_scanned_all_the_same(monkeypatch):
+    X = np.random.default_rng(7).normal(size=(5000, 32)).astype(np.float32)
+    monkeypatch.setattr(kernels, "pays", lambda: True)
+    redone = []
+    whole = kernels._whole_rows
+    monkeypatch.setattr(kernels, "_whole_rows", lambda *args: (redone.append(len(args[2])), whole(*args)))
+    assert_same(neighbours(X, X[:13], 20), by_definition(X, X[:13], 20))
+    assert not redone
+
+
 def test_a_level_is_reached_by_as_many_values_as_asked_and_few_more():
     values = np.random.default_rng(8).standard_normal((40, 5096)).astype(np.float32)
     values[:3] = np.round(values[:3])
     values[3] = 2.0
     for rank in (1, 39, 106):
-        level = np.empty(len(values), np.float32)
-        kernels._level(values, rank, level)
+        level, wider = np.empty((2, len(values)), np.float32)
+        kernels._level(values, rank, level, wider)
         reached = (values <= level[:, None]).sum(axis=1)
         assert reached.min() >= rank
         assert np.median(reached) <= 1.4 * rank + 1
+        assert np.all(wider >= level)
 
 
 def test_integer_distances_are_exact_with_ties_in_row_order():

@@ -4,7 +4,8 @@ The squared distance less the query's own norm, |x|^2 - 2 q.x, comes from matrix
 threshold from a sample of the reference set keeps a few hundred candidates; their distances are recomputed from
 differences in float64. A bound on the rounding of the products then says whether a point that was not kept could
 belong among the k nearest; where it could, the row is redone against the whole reference set. So the answer is the
-exact one, ties included, whatever the tiles.
+exact one, ties included, whatever the tiles. Where the processor multiplies bfloat16 faster, and a query's threshold
+moves little by what these lose, they find the candidates: the same answer with other bounds.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
@@ -23,7 +25,7 @@ from txeval.compute.devices import exact_products
 from txeval.compute.groups import checked_matrix
 from txeval.compute.jit import jit
 from txeval.compute.random import stream
-from txeval.compute.scan import ROWS, pack, pays, scan
+from txeval.compute.scan import ROWS, halved, halves_pay, pack, pays, scan
 from txeval.compute.threads import torch_threads
 from txeval.errors import InputError
 
@@ -39,6 +41,8 @@ _LARGEST = 1e30
 _SMALL = 1024
 #: A tile of 2 MiB stays in a core's cache between the product and the filter.
 _TILE_QUERIES = 512
+#: Narrower points take longer to compare than to multiply.
+_HALVED_FROM = 24
 #: Their products with the sample stay there too.
 _SAMPLED_QUERIES = 32
 #: The same on another device than the CPU, and the products (1 GiB) that are held there at once.
@@ -136,31 +140,34 @@ def _reached_by(values: Any, k: int, counts: Any) -> Any:
 
 
 @partial(jit, inlined=True)
-def _error(d: int, norm: Any, squared: Any) -> Any:
+def _error(d: int, norm: Any, squared: Any, lost: Any, largest: Any) -> Any:
     """Bound on |computed - true| of |x|^2 - 2 q.x for any x within a squared distance of q.
 
-    Centring and rounding the points, d + 1 products and sums in float32 in any order, with |x| <= |q| + distance.
+    Centring and rounding the points, d + 1 products and sums in float32 in any order, with |x| <= |q| + distance. And
+    `lost` |x| where the factors are rounded further, |x| at most `largest`.
     """
     reach = np.sqrt(norm) + np.sqrt(squared)
-    return (2 * d + 32) * (_ROUNDING * reach * reach + _VANISHED)
+    return (2 * d + 32) * (_ROUNDING * reach * reach + _VANISHED) + lost * min(reach, largest)
 
 
 @jit
-def _raised(d: int, norms: Any, level: Any) -> Any:
-    """Levels, raised so far that rounding does not push above them what truly lies below."""
+def _raised(d: int, norms: Any, level: Any, lost: Any, largest: Any) -> Any:
+    """Levels of float32 values, raised so far that rounding does not push above them what truly lies below."""
     out = np.empty(len(level), np.float32)
     for q in range(len(level)):
         value = np.float64(level[q])
-        out[q] = value + 2 * _error(d, norms[q], max(value + norms[q], 0.0))
+        squared = max(value + norms[q], 0.0)
+        exact = _error(d, norms[q], squared, 0.0, largest)
+        out[q] = value + exact + _error(d, norms[q], squared, lost[q], largest)
     return out
 
 
 @partial(jit, no_nan=True)
-def _level(sampled: Any, rank: int, out: Any) -> None:
+def _level(sampled: Any, rank: int, out: Any, wider: Any) -> None:
     """A level per row that at least `rank` of its values reach, little above the lowest such level.
 
     Found among the smallest values of sets of 16, of which there are at least `rank`. Members of a set lie as far
-    apart as there are sets, so that neighbouring sets are worked on together.
+    apart as there are sets, so that neighbouring sets are worked on together. `wider` gets the level of 3 / 2 `rank`.
     """
     m, n = sampled.shape
     sets = (n + 15) // 16
@@ -173,6 +180,8 @@ def _level(sampled: Any, rank: int, out: Any) -> None:
             for r in range(min(sets, n - start)):
                 smallest[r] = min(smallest[r], row[start + r])
         out[q] = _reached_by(smallest, rank, bins)
+        if len(wider):
+            wider[q] = _reached_by(smallest, rank + (rank + 1) // 2, bins)
 
 
 @partial(jit, no_nan=True)
@@ -216,6 +225,8 @@ def _decide(
     rows: Any,
     values: Any,
     counts: Any,
+    lost: Any,
+    largest: Any,
     k: int,
     distances: Any,
     indices: Any,
@@ -232,7 +243,8 @@ def _decide(
         if count < k or count > room:
             continue
         kth = np.float64(_reached_by(values[q, :count], k, bins))
-        limit = min(np.float64(threshold[q]), kth + 2 * _error(d, norms[q], max(kth + norms[q], 0.0)))
+        error = _error(d, norms[q], max(kth + norms[q], 0.0), lost[q], largest)
+        limit = min(np.float64(threshold[q]), kth + 2 * error)
         kept = 0
         for a in range(count):
             near[kept] = rows[q, a]
@@ -244,8 +256,25 @@ def _decide(
         # Anything that rounds to the k-th distance or less could belong to the answer; 2^-149 is the smallest float32.
         last = (_keep_nearest(squared[:kept], near[:kept], k, distances[q], indices[q]) + 2.0**-149) * scale
         reach = last * last * (1 + 4 * _ROUNDING)
-        certain[q] = reach - norms[q] + _error(d, norms[q], reach) <= limit
+        certain[q] = reach - norms[q] + _error(d, norms[q], reach, lost[q], largest) <= limit
     return certain
+
+
+def _scan(
+    panels: Any, begin: F32, words: Any, which: Ints, threshold: F32, rows: Any, values: Any, counts: Ints
+) -> None:
+    """`scan` for some of the queries, which it takes by `ROWS`."""
+    filled = np.zeros((-(-len(which) // ROWS) * ROWS, words.shape[1]), words.dtype)
+    filled[: len(which)] = words[which]
+    limits = np.full(len(filled), -np.inf, np.float32)
+    limits[: len(which)] = threshold[which]
+    if len(which) == len(rows):
+        scan(panels, begin, filled, limits, rows, values, counts)
+        return
+    some_rows, some_values = np.empty_like(rows[: len(which)]), np.empty_like(values[: len(which)])
+    some_counts = np.zeros(len(which), np.int64)
+    scan(panels, begin, filled, limits, some_rows, some_values, some_counts)
+    rows[which], values[which], counts[which] = some_rows, some_values, some_counts
 
 
 @jit
@@ -260,13 +289,23 @@ def _whole_rows(reference: Any, queries: Any, which: Any, k: int, distances: Any
         _keep_nearest(squared, everything, k, distances[q], indices[q])
 
 
+@dataclass(frozen=True)
+class _Halves:
+    """Points in bfloat16: panels for `scan`, the largest share of a norm that rounding took, the largest norm."""
+
+    panels: Any
+    begin: F32
+    share: float
+    largest: float
+
+
 class NeighbourIndex:
     """A reference set, prepared once for any number of queries.
 
     Parameters
     ----------
     reference
-        (n, d) finite values; used as float32 and kept in memory twice.
+        (n, d) finite values; used as float32 and kept in memory twice, or two and a half times.
     name
         What messages call it.
 
@@ -289,7 +328,7 @@ class NeighbourIndex:
         self._scale = float(2.0 ** -np.ceil(np.log2(extent))) if extent > 0 else 1.0
         size = min(n, max(_SMALL, min(n // 16, 4096 + n // 100)))
         self._sample = self._widened(np.sort(stream(0, "neighbours", n).choice(n, size, replace=False)))
-        self._panels = self._packed() if pays() else None
+        self._halves = self._packed_halves() if halves_pay() and d >= _HALVED_FROM and n > _SMALL else None
         self._elsewhere: torch.Tensor | None = None
 
     def _place(self, rows: F32) -> F32:
@@ -311,9 +350,29 @@ class NeighbourIndex:
             out[block] = self._widened(block)
         return out
 
-    def _packed(self) -> tuple[F32, F32]:
+    @cached_property
+    def _panels(self) -> tuple[Any, F32]:
         """All of them, for `scan`."""
-        return pack((self._widened(block) for block in row_blocks(self.n, self.d)), self.n, self.d)
+        parts = (self._widened(block) for block in row_blocks(self.n, self.d))
+        return pack(((part[:, :-1], part[:, -1]) for part in parts), self.n, self.d)
+
+    def _packed_halves(self) -> _Halves:
+        """All of them in bfloat16, for `scan`."""
+        share = largest = 0.0
+
+        def parts() -> Iterator[tuple[Any, F32]]:
+            nonlocal share, largest
+            for block in row_blocks(self.n, self.d):
+                part = self._widened(block)
+                pairs, _, lost = halved(part[:, :-1])
+                norms = 2 * np.sqrt(part[:, -1].astype(np.float64))
+                largest = max(largest, float(norms.max()) / 2)
+                share = max(share, float(np.divide(lost, norms, out=np.zeros_like(lost), where=norms > 0).max()))
+                yield pairs, part[:, -1]
+
+        panels, begin = pack(parts(), self.n, (self.d + 1) // 2)
+        # Norms have the rounding of float32.
+        return _Halves(panels, begin, share * (1 + 1e-5), largest * (1 + 1e-5))
 
     def blocks(
         self, queries: Rows, k: int, *, threads: int = 1, device: str = "cpu", max_elements: int | None = None
@@ -391,43 +450,76 @@ class NeighbourIndex:
             found = self._candidates(placed, norms, k, width)
         else:
             found = self._candidates_on(torch.device(device), placed, k)
-        threshold, rows, values, counts = found
+        threshold, rows, values, counts, lost = found
+        largest = self._halves.largest if self._halves else np.inf
         certain: Bools = _decide(
-            self.reference, queries, norms, self._scale, threshold, rows, values, counts, k, distances, indices
+            self.reference,
+            queries,
+            norms,
+            self._scale,
+            threshold,
+            rows,
+            values,
+            counts,
+            lost,
+            largest,
+            k,
+            distances,
+            indices,
         )
         redo = np.flatnonzero(far | ~certain)
         if len(redo):
             _whole_rows(self.reference, queries, redo, k, distances, indices)
 
     def _candidates(self, placed: F32, norms: F64, k: int, width: int) -> tuple[Any, ...]:
-        """Threshold (m,), candidate rows and values (m, room), counts (m,), by tiles."""
+        """Threshold (m,), candidate rows and values (m, room), counts (m,), what further rounding loses (m,)."""
         m, n, size = len(placed), self.n, len(self._sample)
         queries = torch.from_numpy(placed)
         expected = k * size / n
         # Above the expected rank of the k-th neighbour within the sample: one query in 100,000 has to be redone.
         rank = min(size, int(np.ceil(expected + 4 * np.sqrt(expected) + 4)))
-        level = np.empty(m, np.float32)
+        # Up to a third of the sets, the level lets less than 1.3 times as many through as wanted.
+        by_sets = rank <= size // 48
+        level, wider = np.empty(m, np.float32), np.empty(m if self._halves and by_sets else 0, np.float32)
         sample = torch.from_numpy(self._sample).t()
         for start in range(0, m, _SAMPLED_QUERIES):
             rows_now = slice(start, start + _SAMPLED_QUERIES)
             sampled = torch.mm(queries[rows_now], sample)
-            # Up to a third of the sets, the level lets less than 1.3 times as many through as wanted.
-            if rank <= size // 48:
-                _level(sampled.numpy(), rank, level[rows_now])
+            if by_sets:
+                _level(sampled.numpy(), rank, level[rows_now], wider[rows_now])
             else:
                 level[rows_now] = sampled.topk(rank, dim=1, largest=False, sorted=False).values.amax(dim=1).numpy()
-        threshold = _raised(self.d, norms, level)
-        room = int(min(n, max(4 * k, 2.5 * rank * n / size + 256)))
+        lost = np.zeros(m)
+        threshold = _raised(self.d, norms, level, lost, np.inf)
+        room = int(min(n, max(4 * k, (3.75 if len(wider) else 2.5) * rank * n / size + 256)))
         rows = np.empty((m, room), np.int32)
         values = np.empty((m, room), np.float32)
         counts = np.zeros(m, np.int64)
-        if self._panels is not None:
-            filled = np.zeros((-(-m // ROWS) * ROWS, self.d), np.float32)
-            filled[:m] = placed[:, :-1]
-            limits = np.full(len(filled), -np.inf, np.float32)
-            limits[:m] = threshold
-            scan(*self._panels, filled, limits, rows, values, counts)
-            return threshold, rows, values, counts
+        if pays():
+            rest = np.arange(m)
+            if self._halves and len(wider):
+                pairs, kept, gone = halved(placed[:, :-1])
+                # 2 |q.x - (q.x rounded)| <= 2 (|q - q rounded| + |q rounded| share) |x|
+                loses = 2 * (gone + kept * self._halves.share)
+                raised = _raised(self.d, norms, level, loses, self._halves.largest)
+                little = raised <= wider
+                # Few queries would not fill the registers.
+                if np.count_nonzero(little) >= m // 2:
+                    lost[little], threshold[little] = loses[little], raised[little]
+                    rest = np.flatnonzero(~little)
+                    _scan(
+                        self._halves.panels,
+                        self._halves.begin,
+                        pairs,
+                        np.flatnonzero(little),
+                        threshold,
+                        rows,
+                        values,
+                        counts,
+                    )
+            if len(rest):
+                _scan(*self._panels, placed[:, :-1], rest, threshold, rows, values, counts)
+            return threshold, rows, values, counts, lost
         points = torch.from_numpy(self._points)
         tile = torch.empty(m * width)
         for start in range(0, n, width):
@@ -435,7 +527,7 @@ class NeighbourIndex:
             out = tile[: m * len(part)].view(m, len(part))
             torch.mm(queries, part.t(), out=out)
             _filter(out.numpy(), start, threshold, rows, values, counts)
-        return threshold, rows, values, counts
+        return threshold, rows, values, counts, lost
 
     def _candidates_on(self, device: torch.device, placed: F32, k: int) -> tuple[Any, ...]:
         """The same by one whole row of products per query and a partial sort, for accelerators."""
@@ -448,7 +540,8 @@ class NeighbourIndex:
         values = products.gather(1, columns).cpu().numpy()
         # A point that ties with the last one kept may have been left out: the threshold lies just below it.
         threshold = np.nextafter(values.max(axis=1), np.float32(-np.inf))
-        return threshold, columns.cpu().numpy().astype(np.int32), values, np.full(len(placed), room, np.int64)
+        counts = np.full(len(placed), room, np.int64)
+        return threshold, columns.cpu().numpy().astype(np.int32), values, counts, np.zeros(len(placed))
 
 
 def neighbours(

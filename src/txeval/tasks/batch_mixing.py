@@ -260,9 +260,9 @@ def _joined(row: pd.Series[Any], other: pd.DataFrame) -> dict[str, object]:
 
 
 def _memory(sizes: Sizes, params: BatchMixingParams) -> int:
-    """The samples as they are searched (twice), at worst in all their dimensions, and the relabellings."""
+    """The samples as they are searched (at most 2.5 times), at worst in all their dimensions, and the relabellings."""
     samples = min(sizes.test, params.max_samples)
-    return samples * (4 * (3 * sizes.d + 1) + 8 * (params.mixing_draws + 1) + 100)
+    return samples * (4 * (4 * sizes.d + 1) + 8 * (params.mixing_draws + 1) + 100)
 
 
 TASK = Task(

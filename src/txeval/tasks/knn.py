@@ -413,10 +413,10 @@ def _accuracies(found: Neighbourhoods) -> dict[str, pd.DataFrame]:
 
 
 def _memory(sizes: Sizes, params: KnnParams) -> int:
-    """The reference set as it is searched (twice), the queries as they are compared, ranks and units."""
+    """The reference set as it is searched (at most 2.5 times), the queries as they are compared, ranks and units."""
     reference = min(sizes.train, params.max_reference)
     width = min(params.components, sizes.d)
-    bytes_ = 4 * (reference * (2 * width + 1) + sizes.test * width) + 100 * (sizes.test + reference)
+    bytes_ = 4 * (reference * (3 * width + 1) + sizes.test * width) + 100 * (sizes.test + reference)
     if params.retrieval:
         queries = min(sizes.test, params.max_queries)
         bytes_ += 4 * sizes.d * (reference + 2 * queries) + 100 * queries
