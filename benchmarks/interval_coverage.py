@@ -194,8 +194,8 @@ def table(rows: list[dict]) -> str:
         f"{len(rows) - len(out)} of {len(rows)} cells lie between 90 and 98 %. Of the {len(out)} others (bold), "
         f"{len(sure)} do so beyond doubt (their 95 % binomial range does not reach 90 to 98 %); in {len(constant)} the "
         f"score is the same in every screen. In {len(discrete)} (with *) the score takes so few values that an",
-        "interval of equal tails, which misses on each side in at most 2.5 % of the screens, covers more than 98 % whatever its",
-        "method: to miss one more value is to miss too often. What it covers at least stands below.",
+        "interval of equal tails, which misses on each side in at most 2.5 % of the screens, covers more than 98 %",
+        "whatever its method: to miss one more value is to miss too often. What it covers at least stands below.",
         "",
         "| protocol | score | " + " | ".join(names) + " | range | error ratio |",
         "| --- | --- | " + " | ".join("---:" for _ in names) + " | --- | ---: |",
