@@ -49,6 +49,17 @@ EFFECT |= {
 PARTS = {f"tests: {name}": ("tests", design, 0.0, 0.0) for name, design in DESIGNS.items()}
 PARTS |= {f"{name}, noise 1 / 1": ("null", design, 1.0, 1.0) for name, design in EFFECT.items()}
 PARTS |= {f"no effects: {name}, noise 1 / 1": ("null", design, 1.0, 1.0) for name, design in DESIGNS.items()}
+#: Without effects too, with batches as many as in the designs with effects: the designs above leave three for the test.
+PARTS |= {
+    f"no effects: {name}, noise 1 / 1": (
+        "null",
+        replace(design, name=f"no {design.name}", effect=0.0, silent=1.0),
+        1.0,
+        1.0,
+    )
+    for name, design in EFFECT.items()
+    if name == "12 test batches"
+}
 PARTS |= {
     f"12 test batches, noise 0.5 / {other:g}": ("power", EFFECT["12 test batches"], 0.5, other) for other in (1.0, 2.0)
 }
@@ -112,7 +123,10 @@ def noisy(base: np.ndarray, amount: float, seed: int) -> np.ndarray:
 
 
 def compared(design: Population, number: int, one: float, other: float) -> dict[str, float]:
-    """p-values of the differences of two noisy embeddings of one screen."""
+    """p-values of the differences of two noisy embeddings of one screen.
+
+    Shares of hits also have a randomised one, uniform if and only if McNemar's test is exact.
+    """
     screen = draw(design, number)
     base = centred(screen)
     first, second = scores(screen, noisy(base, one, 2 * number)), scores(screen, noisy(base, other, 2 * number + 1))
@@ -122,19 +136,33 @@ def compared(design: Population, number: int, one: float, other: float) -> dict[
             found[name] = difference([first[name]], [second[name]]).p_value
         except NotComputable:
             continue
+        if name == "consistent":
+            apart = first[name].numerator - second[name].numerator
+            chance = np.random.default_rng(number).random()
+            found[f"{name}, randomised"] = randomised(int((apart > 0).sum()), int((apart < 0).sum()), chance)
     return found
+
+
+def randomised(won: int, lost: int, chance: float) -> float:
+    """p-value of McNemar's test that counts `chance` of the outcome itself, where mid-P counts half of it."""
+    most, units = max(won, lost), won + lost
+    sides = 1 if 2 * most == units else 2
+    beyond = 2 * stats.binom.sf(most, units, 0.5)
+    return float(beyond + chance * sides * stats.binom.pmf(most, units, 0.5))
 
 
 def summary(p: np.ndarray) -> dict:
     """Kolmogorov-Smirnov against the uniform distribution, and the share below the usual limits.
 
-    `equal` is the share of p-values of 1: two embeddings that do not differ in any unit.
+    `ks_valid` is the p-value of the one-sided test: small where p-values are too small. `equal` is the share of
+    p-values of 1: two embeddings of the same score.
     """
     test = stats.kstest(p, "uniform")
     return {
         "n": len(p),
         "ks": float(test.statistic),
         "ks_p": float(test.pvalue),
+        "ks_valid": float(stats.kstest(p, "uniform", alternative="greater").pvalue),
         **{f"below_{limit}": float((p <= limit).mean()) for limit in (0.01, 0.05, 0.1)},
         "equal": float((p >= 1).mean()),
     }
@@ -174,8 +202,10 @@ def table(rows: list[dict]) -> str:
         "",
         "`python benchmarks/calibration.py`. Kolmogorov-Smirnov test of p-values against the uniform distribution, and",
         "the share of p-values up to 0.01, 0.05 and 0.1. Tests by permutation are discrete (199 draws here) and valid.",
-        "Differences of shares are discrete too: the last column is the share of pairs of embeddings that differ",
-        "in no unit, whose p-value is 1.",
+        "One-sided: p of the test against p-values that are too small. Differences of shares are discrete too: the",
+        "last column is the share of pairs of embeddings of the same share, whose p-value is 1. Their randomised",
+        "p-value (a random part of the outcome itself counted, where mid-P counts half) is uniform if the test is",
+        "exact.",
     ]
     for kind, title in (
         ("tests", "Tests of perturbations without effects"),
@@ -185,10 +215,16 @@ def table(rows: list[dict]) -> str:
         mine = [row for row in rows if row["kind"] == kind]
         if not mine:
             continue
-        lines += ["", f"{title}:", "", "| test | design | n | KS | KS p | <= 0.01 | <= 0.05 | <= 0.1 | equal |"]
-        lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
+        lines += [
+            "",
+            f"{title}:",
+            "",
+            "| test | design | n | KS | KS p | one-sided | <= 0.01 | <= 0.05 | <= 0.1 | equal |",
+        ]
+        lines += ["| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |"]
         lines += [
             f"| {row['test']} | {row['design']} | {row['n']} | {row['ks']:.3f} | {row['ks_p']:.2g} | "
+            f"{row['ks_valid']:.2g} | "
             f"{row['below_0.01']:.3f} | {row['below_0.05']:.3f} | {row['below_0.1']:.3f} | {row['equal']:.2f} |"
             for row in mine
         ]

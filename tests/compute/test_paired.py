@@ -86,7 +86,7 @@ def test_a_difference_that_few_units_carry_is_not_oversold() -> None:
 def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
     rng = np.random.default_rng(11)
     inside = []
-    for _ in range(DRAWS):
+    for _ in range(3 * DRAWS):
         one, other = screen(rng, 12, 40, (0.1, 0.1, 0.3))
         shifted = Units(
             one.factors, one.labels, one.codes, one.numerator + 0.07 * one.denominator, one.denominator, 0, 1
@@ -94,7 +94,57 @@ def test_the_interval_holds_the_true_difference_as_often_as_it_says() -> None:
         found = difference([shifted], [other])
         inside.append(found.low <= 0.07 <= found.high)
         assert (found.p_value < 0.05) == (not found.low <= 0 <= found.high)
-    assert 0.92 <= np.mean(inside) <= 0.985
+    assert 0.93 <= np.mean(inside) <= 0.98
+
+
+@pytest.mark.parametrize("n_batch", [12, 5])
+@pytest.mark.parametrize("spread", [(0.0, 0.0, 1.0), (0.0, 0.3, 1.0), (0.3, 0.0, 1.0)])
+def test_uneven_levels_that_hardly_differ_leave_the_variance_and_the_p_value_right(n_batch: int, spread) -> None:
+    rng = np.random.default_rng(21)
+    draws = 1000
+    found = [difference(*([units] for units in screen(rng, n_batch, 48, spread))) for _ in range(draws)]
+    p = np.asarray([one.p_value for one in found])
+    true = np.mean([one.value**2 for one in found])
+    assert np.mean([one.error**2 for one in found]) / true == pytest.approx(1.0, abs=0.2)
+    assert scipy.stats.binomtest(int((p <= 0.05).sum()), draws, 0.05, "greater").pvalue > 0.01
+    assert scipy.stats.kstest(p, "uniform").statistic < 0.07
+
+
+@pytest.mark.parametrize(("won", "lost"), [(0, 1), (7, 0), (5, 5), (3, 11), (40, 20)])
+def test_shares_of_hits_have_the_exact_test_of_mcnemar(won: int, lost: int) -> None:
+    n = 80
+    hits = np.zeros((2, n))
+    hits[0, :won] = hits[1, won : won + lost] = hits[:, -5:] = 1
+    found = difference([one_factor(hits[0])], [one_factor(hits[1])])
+    both = scipy.stats.binomtest(won, won + lost).pvalue
+    same = scipy.stats.binom.pmf(won, won + lost, 0.5)
+    # Mid-P: half of the outcome itself, on both sides.
+    assert found.p_value == pytest.approx(both - same if won != lost else 1.0)
+    assert found.value == pytest.approx((won - lost) / n)
+    assert found.low <= found.value <= found.high
+    assert (found.p_value <= 0.05) == (not found.low <= 0 <= found.high)
+
+
+def test_the_interval_of_a_difference_of_shares_covers() -> None:
+    rng = np.random.default_rng(13)
+    for share, delta in ((0.1, 0.1), (0.2, 0.1), (0.3, -0.2)):
+        held = []
+        for _ in range(DRAWS):
+            kind = rng.choice(3, size=60, p=[(share + delta) / 2, (share - delta) / 2, 1 - share])
+            found = difference([one_factor((kind == 0).astype(float))], [one_factor((kind == 1).astype(float))])
+            held.append(found.low <= delta <= found.high)
+        assert 0.91 <= np.mean(held) <= 0.985
+
+
+def test_at_every_level_shares_of_hits_differ_no_more_often_than_by_chance() -> None:
+    rng = np.random.default_rng(14)
+    p = []
+    for _ in range(1000):
+        kind = rng.choice(3, size=60, p=[0.08, 0.08, 0.84])
+        p.append(difference([one_factor((kind == 0) * 1.0)], [one_factor((kind == 1) * 1.0)]).p_value)
+    for level in (0.01, 0.05, 0.1, 0.2):
+        hits = int((np.asarray(p) <= level).sum())
+        assert scipy.stats.binomtest(hits, len(p), level, "greater").pvalue > 0.01
 
 
 def test_the_smallest_detectable_difference_is_seen_in_four_cases_of_five() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -148,37 +149,68 @@ def test_profiles_of_linear_decoders_follow_from_sums_of_what_they_read(referenc
     np.testing.assert_array_equal(found.n, expected.n)
 
 
-def test_contributions_of_batches_are_the_slope_of_the_correlations() -> None:
+def effects_of_batches(g: int = 25) -> tuple[ProfileCells, Callable[[np.ndarray, str], np.ndarray]]:
+    """Effects of 9 perturbations in 5 batches, and their correlations with the batches weighted."""
     rng = np.random.default_rng(4)
-    n, g = 300, 25
+    n = 300
     batch, group = rng.integers(0, 5, n), rng.integers(-1, 9, n)
     true = rng.standard_normal((n, g)) + (group[:, None] + 1) * rng.standard_normal((10, g))[group + 1]
     pred = true + rng.standard_normal((n, g))
     cells = ProfileCells(group, batch, 5, g)
     for k in range(g):
         cells.add(pred[:, k], true[:, k])
-    for reference in ("controls", "perturbed"):
 
-        def correlations(weight: np.ndarray, reference: str = reference) -> np.ndarray:
-            """With the effects of each batch weighted."""
-            w = cells.number * weight[cells.batch]
-            effects = np.asarray(cells.effects).transpose(1, 2, 0)
-            made = []
-            for side in effects:
-                sums = np.zeros((9, g))
-                np.add.at(sums, cells.group, w[:, None] * side)
-                sums /= np.bincount(cells.group, weights=w)[:, None]
-                made.append(sums - (sums.mean(axis=0) if reference == "perturbed" else 0))
-            return np.asarray([np.corrcoef(a, b)[0, 1] for a, b in zip(*made, strict=True)])
+    def correlations(weight: np.ndarray, reference: str) -> np.ndarray:
+        w = cells.number * weight[cells.batch]
+        effects = np.asarray(cells.effects).transpose(1, 2, 0)
+        made = []
+        for side in effects:
+            sums = np.zeros((9, g))
+            np.add.at(sums, cells.group, w[:, None] * side)
+            sums /= np.bincount(cells.group, weights=w)[:, None]
+            made.append(sums - (sums.mean(axis=0) if reference == "perturbed" else 0))
+        return np.asarray([np.corrcoef(a, b)[0, 1] for a, b in zip(*made, strict=True)])
 
-        whole = correlations(np.ones(5))
-        parts = profile_parts(cells, whole, reference=reference)
-        np.testing.assert_allclose(np.bincount(parts.group, weights=parts.values), whole, atol=1e-8)
-        np.testing.assert_allclose(np.bincount(parts.group, weights=parts.weight), 1)
-        for b in range(5):
-            step = np.ones(5)
-            step[b] += 1e-5
-            slope = (correlations(step) - whole).sum() / 1e-5
-            mine = parts.batch == b
-            share = (parts.weight * whole[parts.group])[mine].sum()
-            assert (parts.values[mine].sum() - share) == pytest.approx(slope, abs=2e-3)
+    return cells, correlations
+
+
+@pytest.mark.parametrize("reference", ["controls", "perturbed"])
+def test_contributions_of_batches_are_what_the_correlations_lose_without_them(reference: str) -> None:
+    cells, correlations = effects_of_batches()
+    whole = correlations(np.ones(5), reference)
+    parts = profile_parts(cells, whole, reference=reference)
+    np.testing.assert_allclose(np.bincount(parts.group, weights=parts.values), whole, atol=1e-8)
+    np.testing.assert_allclose(np.bincount(parts.group, weights=parts.weight), 1)
+    lost = np.zeros((5, 9))
+    for b in range(5):
+        share = np.zeros(9)
+        share[parts.group[parts.batch == b]] = parts.weight[parts.batch == b]
+        lost[b] = (1 - share) * (whole - correlations((np.arange(5) != b).astype(float), reference))
+    weight = np.zeros((5, 9))
+    weight[parts.batch, parts.group] = parts.weight
+    expected = (weight * whole + lost - weight * lost.sum(axis=0)).sum(axis=1)
+    # The common mean effect moves with the batch in the linear approximation.
+    found = np.bincount(parts.batch, weights=parts.values)
+    np.testing.assert_allclose(found, expected, atol=1e-8 if reference == "controls" else 0.02)
+
+
+def test_contributions_of_a_batch_of_many_are_the_slope_of_the_correlations() -> None:
+    """For small weights, deletion and derivative are the same."""
+    rng = np.random.default_rng(5)
+    g, n_batches = 30, 400
+    base = rng.standard_normal((2, g))
+    cells = ProfileCells(np.repeat([0, -1], n_batches), np.tile(np.arange(n_batches), 2), n_batches, g)
+    values = base[:, None, :] + rng.standard_normal((2, n_batches, g))
+    for k in range(g):
+        cells.add(*(np.append(side[:, k], np.zeros(n_batches)) for side in values))
+    whole = np.array([np.corrcoef(*values.mean(axis=1))[0, 1]])
+    parts = profile_parts(cells, whole)
+
+    def slope(b: int) -> float:
+        weight = np.ones(n_batches)
+        weight[b] += 1e-4
+        mean = (weight[:, None] * values).sum(axis=1) / weight.sum()
+        return float((np.corrcoef(*mean)[0, 1] - whole[0]) / 1e-4)
+
+    found = parts.values - parts.weight * whole[0]
+    np.testing.assert_allclose(found[:20], [slope(b) for b in range(20)], atol=2e-5)

@@ -41,6 +41,9 @@ MIN_UNITS = 5
 #: A second factor with fewer levels than this is taken as given: two of them tell next to nothing of how they vary.
 MIN_LEVELS = 3
 
+#: Variances that are differences are no less than this share of what they are with no part below 0.
+LEAST_VARIANCE = 0.1
+
 #: Of a score; beyond this its estimate and the expansion that uses it are no longer to be trusted.
 MAX_SKEWNESS = 0.3
 
@@ -52,7 +55,7 @@ CONTROLS = "controls of batch "
 MAX_CELLS = 50_000
 
 #: Changes when stored contributions are to be computed again.
-UNITS_VERSION = 2
+UNITS_VERSION = 3
 
 _COLUMNS = (
     "metric",
@@ -643,12 +646,6 @@ class _Levels:
         carried = min(most, max(1.0, 2.0 * squares**2 / scatter)) if scatter > 0 else most
         return cls(squares, float((moved**3).sum()), most, carried)
 
-    @classmethod
-    def of_kinds(cls, influence: F64, share: F64, codes: Ints, apart: Bools) -> _Levels:
-        """The same with the levels that are `apart` held against each other, and the others likewise."""
-        made = [cls.of(influence[kind], _shares(share[kind]), codes[kind]) for kind in (~apart, apart)]
-        return cls(made[0].squares + made[1].squares, made[0].cubes + made[1].cubes, made[0].df, made[0].df_carried)
-
 
 def _shares(weight: F64) -> F64:
     """Weights divided by their sum; even where that is 0."""
@@ -664,17 +661,80 @@ def _about_kind(influence: F64, share: F64, apart: Bools) -> F64:
     return out
 
 
+@dataclass(frozen=True)
+class _Beyond:
+    """What the levels of a factor vary by beyond their cells, and the variance of this estimate."""
+
+    value: float
+    variance: float
+
+    @classmethod
+    def of(cls, influence: F64, share: F64, codes: Ints, cells: F64) -> _Beyond:
+        r"""From (m,) influences, their shares, levels, and (m,) variances of the cells.
+
+        Where levels of shares :math:`w_i` have effects of variance :math:`\sigma^2` and cells that add up to the
+        variance :math:`v_i`, the squares of the sums over levels about their mean have the expectation
+        :math:`\sigma^2 \sum w_i^2 (1 - 2 w_i + s) + \sum v_i (1 - 2 w_i) + s v`, with :math:`s = \sum w_i^2` and
+        :math:`v = \sum v_i`. Solved for :math:`\sigma^2 s`, the effects' part in the variance, it is without bias
+        however uneven the levels are, and may be below 0. Its own variance is that of normal effects and cells.
+        """
+        there = np.bincount(codes) > 0
+        moved, part, inside = (np.bincount(codes, weights=w)[there] for w in (influence, share, cells))
+        total, together = float(inside.sum()), float(part @ part)
+        squared = part * part
+        times = together / max(float(squared @ (1 - 2 * part + together)), together / len(part) ** 2)
+        value = times * (float(moved @ moved) - float(inside @ (1 - 2 * part)) - together * total)
+        each = max(value, 0.0) / together * squared + total * part
+        first, second, third = float(each.sum()), float(each @ part), float(each @ squared)
+        # Trace of the square of the covariance of the sums about their mean.
+        trace = together**2 * first**2 + 2 * first * third - 4 * together * first * second + 2 * second**2
+        trace += float(each**2 @ ((1 - 2 * part + together) ** 2 - (together - 2 * part) ** 2))
+        return cls(value, 2 * times**2 * trace)
+
+
+def _crossed_moments(influence: F64, share: F64, codes: Sequence[Ints], apart: Bools | None) -> Moments:
+    """`cluster_moments` of two factors."""
+    whole = np.ones(len(influence), dtype=bool)
+    kinds, about = [whole], influence
+    if apart is not None and apart.any() and not apart.all():
+        kinds, about = [~apart, apart], _about_kind(influence, share, apart)
+    cells = np.empty(len(influence))
+    second = []
+    cubes = 0.0
+    for kind in kinds:
+        part = _shares(share[kind])
+        cells[kind] = about[kind] ** 2 / np.maximum(1 - part, 0.5)
+        second.append(_Beyond.of(about[kind], part, codes[1][kind], cells[kind]))
+        cubes += _Levels.of(about[kind], part, codes[1][kind]).cubes
+        cubes -= float((about[kind] ** 3 / np.maximum(1 - part, 0.5) ** 1.5).sum())
+    first = _Beyond.of(influence, share, codes[0], cells)
+    alone = float(cells.sum())
+    beyond = first.value, sum(made.value for made in second)
+    likely = alone + max(beyond[0], 0.0) + max(beyond[1], 0.0)
+    if not likely > 0:
+        return Moments(0.0, float("inf"), float("inf"), 0.0)
+    variance = max(alone + sum(beyond), LEAST_VARIANCE * likely)
+    levels = _Levels.of(influence, share, codes[0])
+    main = _Levels.of(about[kinds[0]], _shares(share[kinds[0]]), codes[1][kinds[0]])
+    uncertain = (first.variance + sum(made.variance for made in second)) / 2
+    df = max(1.0, likely**2 / uncertain)
+    carried = sum(
+        (alone + max(value, 0.0)) ** 2 / made.df_carried for value, made in zip(beyond, (levels, main), strict=True)
+    )
+    return Moments(variance, df, min(df, max(1.0, likely**2 / carried)), (cubes + levels.cubes) / variance**1.5)
+
+
 def cluster_moments(
     influence: F64, share: F64, codes: Sequence[Ints], *, dyadic: bool = False, apart: Bools | None = None
 ) -> Moments:
     """Variance of a sum of influences over levels of one or two factors, with its degrees of freedom.
 
-    Of two factors it is V_a + (V_b - V_ab), V_a the variance of sums over the levels of the factor that has more of
-    them, V_ab that of the cells, which both hold (Cameron, Gelbach and Miller 2011). The bracket is what the levels of
-    the other factor vary by beyond their cells: it is no less than 0. Of pairs of one pool, V_ab + (V_a - 2 V_ab),
-    since each pair is in two sums (Fafchamps and Gubert 2007). Degrees of freedom after Satterthwaite, those of the
-    other factor where its bracket is not 0: few levels make a variance uncertain where it rests on them. The third
-    moment is made of the same parts.
+    Of two factors it is that of the cells, and what the levels of each factor vary by beyond their cells: V_a + V_b -
+    V_ab, V_a and V_b the variances of sums over levels, V_ab that of the cells, which both hold (Cameron, Gelbach and
+    Miller 2011). Of pairs of one pool, V_a - V_ab, since each pair is in two sums (Fafchamps and Gubert 2007). What is
+    beyond is taken as estimated also where it is below 0: a variance that is no less than that of the cells would be
+    too large on average. Degrees of freedom are Satterthwaite's, of the variance with nothing below 0: few levels make
+    a variance uncertain, whether or not they happen to differ. The third moment is made of the same parts.
 
     Parameters
     ----------
@@ -688,31 +748,23 @@ def cluster_moments(
         (m,) bool: contributions of the second factor's levels that are no draw from a population, such as controls;
         how they differ from the others on average is no spread.
     """
-    cells = np.arange(len(influence))
-    if len(codes) == 1:
-        main, other, within, times = _Levels.of(influence, share, codes[0]), None, None, 0.0
-    elif dyadic:
-        main = within = _Levels.of(influence, share, cells)
-        other, times = _Levels.of(np.tile(influence, 2), np.tile(share, 2) / 2, np.concatenate(codes)), 2.0
-    else:
-        first, times = _Levels.of(influence, share, codes[0]), 1.0
-        if apart is None or not apart.any() or apart.all():
-            second, within = (_Levels.of(influence, share, levels) for levels in (codes[1], cells))
-        else:
-            about = _about_kind(influence, share, apart)
-            second, within = (_Levels.of_kinds(about, share, levels, apart) for levels in (codes[1], cells))
-        main, other = (first, second) if first.df > second.df else (second, first)
-    variance, third = main.squares, main.cubes
+    if len(codes) == 2 and not dyadic:
+        return _crossed_moments(influence, share, codes, apart)
+    main = _Levels.of(influence, share, codes[0])
+    variance, third, likely = main.squares, main.cubes, main.squares
     uncertain, carried = main.squares**2 / main.df, main.squares**2 / main.df_carried
-    if other is not None and within is not None and other.squares > times * within.squares:
-        beyond = other.squares - times * within.squares
-        variance += beyond
-        third += other.cubes - times * within.cubes
-        uncertain += other.squares**2 / other.df
-        carried += other.squares**2 / other.df_carried
+    if dyadic:
+        main = _Levels.of(influence, share, np.arange(len(influence)))
+        units = _Levels.of(np.tile(influence, 2), np.tile(share, 2) / 2, np.concatenate(codes))
+        most = max(units.squares, 2 * main.squares)
+        likely = most - main.squares
+        variance = max(units.squares - main.squares, LEAST_VARIANCE * likely)
+        third = units.cubes - main.cubes
+        uncertain = main.squares**2 / main.df + most**2 / units.df
+        carried = main.squares**2 / main.df_carried + most**2 / units.df_carried
     if not variance > 0:
         return Moments(0.0, float("inf"), float("inf"), 0.0)
-    return Moments(variance, max(1.0, variance**2 / uncertain), max(1.0, variance**2 / carried), third / variance**1.5)
+    return Moments(variance, max(1.0, likely**2 / uncertain), max(1.0, likely**2 / carried), third / variance**1.5)
 
 
 def _counted(name: str, count: int) -> str:

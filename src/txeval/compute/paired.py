@@ -2,7 +2,8 @@
 
 Every score is a ratio of sums over units (`txeval.compute.intervals.Units`). On the units that all scores have, each
 cell of units pulls on each score by its influence (the derivative of the ratio). The variance of a difference is that
-of the differences of the influences (`txeval.compute.intervals.cluster_moments`).
+of the differences of the influences (`txeval.compute.intervals.cluster_moments`). Shares of units that are hits or
+not are compared on the units in which they differ (McNemar's test, exact with mid-P).
 """
 
 from __future__ import annotations
@@ -12,13 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import scipy.optimize
 import scipy.stats
 
 from txeval.compute.arrays import F64, Bools, Ints, Strings
 from txeval.compute.intervals import CONTROLS, MIN_LEVELS, MIN_UNITS, Units, cluster_moments
 from txeval.errors import NotComputable
 
-__all__ = ["Difference", "Matched", "Ranking", "difference", "holm", "match", "ranking"]
+__all__ = ["Difference", "Matched", "Ranking", "difference", "holm", "match", "mcnemar", "ranking"]
 
 #: One score: its units, once for each seed that it depends on.
 Seeds = Sequence[Units]
@@ -51,6 +53,8 @@ class Matched:
         What is not common to all -> how many.
     fixed
         Which factor has too few levels to vary, as text.
+    hits
+        Whether each score is the share of hits among the levels of one factor, without seeds.
     """
 
     factors: tuple[str, ...]
@@ -63,6 +67,7 @@ class Matched:
     apart: Bools | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     fixed: str = ""
+    hits: bool = False
 
     @property
     def dyadic(self) -> bool:
@@ -108,6 +113,7 @@ def match(scores: Sequence[Seeds]) -> Matched:
     influence = np.empty((len(every), len(common)))
     values = np.empty(len(every))
     weight = np.zeros(len(common))
+    hits = len(factors) == 1 and all(len(seeds) == 1 for seeds in scores)
     for i, (units, (keys, numerator, denominator)) in enumerate(zip(every, tables, strict=True)):
         place = np.searchsorted(keys, common)
         num, den = numerator[place], denominator[place]
@@ -118,6 +124,7 @@ def match(scores: Sequence[Seeds]) -> Matched:
         values[i] = units.offset + units.scale * ratio
         influence[i] = units.scale * (num - ratio * den) / total
         weight += den / total / len(every)
+        hits = hits and units.scale == 1 and bool(np.all(den == 1) and np.all((num == 0) | (num == 1)))
     apart = None
     if len(factors) == 2 and not dyadic:
         apart = np.asarray(np.char.startswith(pools[-1].astype(str), CONTROLS)[codes[-1]], dtype=bool)
@@ -133,7 +140,9 @@ def match(scores: Sequence[Seeds]) -> Matched:
         weight = np.bincount(place_of, weights=weight, minlength=len(levels)).astype(np.float64)
     # Codes without gaps, so that every level that is counted occurs.
     codes = _dense(codes, dyadic=dyadic)
-    made = Matched(factors, codes, counts, values, influence, weight, np.zeros(len(every)), apart, left_out, fixed)
+    made = Matched(
+        factors, codes, counts, values, influence, weight, np.zeros(len(every)), apart, left_out, fixed, hits
+    )
     return _over_seeds(made, [len(seeds) for seeds in scores])
 
 
@@ -241,6 +250,7 @@ def _over_seeds(every: Matched, n_seeds: Sequence[int]) -> Matched:
         every.apart,
         every.left_out,
         every.fixed,
+        every.hits,
     )
 
 
@@ -259,7 +269,7 @@ class Difference:
     low, high
         95 % interval.
     p_value
-        Two-sided, of no difference; uniform where there is none.
+        Two-sided, of no difference; below 0.05 where the interval does not hold 0.
     detectable
         Smallest true difference that would have been seen (p < 0.05) with probability 0.8.
     counts
@@ -288,7 +298,10 @@ class Difference:
 
 
 def difference(first: Seeds, second: Seeds, *, level: float = 0.95) -> Difference:
-    """Paired difference of two scores on their common units, with interval and p-value (t distribution).
+    """Paired difference of two scores on their common units, with interval and p-value.
+
+    By the t distribution; for shares of hits McNemar's exact test with mid-P, and the score interval that agrees
+    with it.
 
     Raises
     ------
@@ -312,20 +325,27 @@ def pair(matched: Matched, i: int, j: int, *, level: float = 0.95) -> Difference
         p = float(2 * scipy.stats.t.sf(abs(value) / error, freedom))
         reach = float(scipy.stats.t.ppf((1 + level) / 2, freedom)) * error
         seen = float(scipy.stats.t.ppf((1 + level) / 2, freedom) + scipy.stats.t.ppf(POWER, freedom)) * error
+        low, high = value - reach, value + reach
+        if matched.hits:
+            apart = np.rint((matched.influence[i] - matched.influence[j]) * len(matched.weight) + value)
+            won, lost = int((apart > 0).sum()), int((apart < 0).sum())
+            p = mcnemar(won, lost)
+            low, high = _share_difference(won, lost, len(apart), p, level)
     else:
-        error = reach = seen = 0.0
+        error = seen = 0.0
         if abs(value) <= 1e-12 * max(1.0, float(np.abs(matched.values).max())):
             value, p, note = 0.0, 1.0, "equal on every unit"
         else:
             # Without scatter only the sign is left: every unit would have to fall on the same side by chance.
             p = 2.0 ** (1 - min(matched.counts.values()))
             note = "the same difference on every unit; p-value of the sign test"
+        low = high = value
     return Difference(
         first=float(matched.values[i]),
         second=float(matched.values[j]),
         value=value,
-        low=value - reach,
-        high=value + reach,
+        low=low,
+        high=high,
         p_value=p,
         error=error,
         freedom=freedom,
@@ -334,6 +354,43 @@ def pair(matched: Matched, i: int, j: int, *, level: float = 0.95) -> Difference
         left_out=dict(matched.left_out),
         note="; ".join(text for text in (note, matched.fixed) if text),
     )
+
+
+def mcnemar(won: int, lost: int) -> float:
+    """Two-sided exact p-value (mid-P) of McNemar's test: of the units that differ, one half each is expected."""
+    most, units = max(won, lost), won + lost
+    if 2 * most == units:
+        return 1.0
+    return float(2 * scipy.stats.binom.sf(most, units, 0.5) + scipy.stats.binom.pmf(most, units, 0.5))
+
+
+def _share_difference(won: int, lost: int, n: int, p: float, level: float) -> tuple[float, float]:
+    """Score interval (Tango 1998) of the difference of two paired shares, with a quantile that makes it agree with p.
+
+    The interval holds 0 where p is above 1 - level: the normal quantile is multiplied by what the score is at 0
+    relative to the normal score of p.
+    """
+
+    def score(delta: float) -> float:
+        slope = (2 * n - won + lost) * delta - won - lost
+        least = (math.sqrt(max(0.0, slope**2 + 8 * n * lost * delta * (1 - delta))) - slope) / (4 * n)
+        variance = n * (2 * least + delta * (1 - delta))
+        away = won - lost - n * delta
+        if abs(away) < 1e-9:
+            return 0.0
+        return away / math.sqrt(max(variance, 1e-24))
+
+    limit = float(scipy.stats.norm.isf((1 - level) / 2))
+    if won != lost:
+        limit *= abs(score(0.0)) / float(scipy.stats.norm.isf(p / 2))
+    value = (won - lost) / n
+
+    def bound(end: float, sign: float) -> float:
+        if sign * score(end) > -limit:
+            return end
+        return float(scipy.optimize.brentq(lambda delta: sign * score(delta) + limit, value, end, xtol=1e-12))
+
+    return bound(-1.0, -1.0), bound(1.0, 1.0)
 
 
 def holm(p_values: Sequence[float] | F64) -> F64:

@@ -327,11 +327,13 @@ def profile_parts(
     reference: ProfileReference = "controls",
     block: Ints | None = None,
 ) -> ProfileParts:
-    r"""Contributions of batches to correlations of effects: the effects' parts, by the slope of the correlation.
+    r"""Contributions of batches to correlations of effects: what the correlations lose without them.
 
     A batch's controls are in the effects of all perturbations that it has, so that these are not independent. With
     :math:`w_{gb}` the share of a perturbation's samples that are in batch b, the batch contributes
-    :math:`w_{gb} (r_g + \nabla r_g \cdot (\delta_{gb} - \delta_g))`.
+    :math:`w_{gb} r_g + (1 - w_{gb}) (r_g - r_{g,-b})`, less the mean of the second term over the batches. The slope of
+    the correlation would do for small changes, but a batch of few moves an effect by as much as its length, and the
+    correlation, which is bounded, by less than the slope says.
 
     Parameters
     ----------
@@ -351,25 +353,37 @@ def profile_parts(
     means = np.zeros((2, len(present), effects.shape[2]))
     for side, effect in zip(means, effects, strict=True):
         np.add.at(side, place, weight[:, None] * effect)
-    away = effects - means[:, place]
-    blocks = np.zeros(len(present), dtype=np.int64) if block is None else np.asarray(block)[present]
-    if reference == "perturbed":
-        for code in np.unique(blocks):
-            means[:, blocks == code] -= means[:, blocks == code].mean(axis=1, keepdims=True)
-    slopes = _slopes(means[0], means[1])
-    change = weight * sum(
-        np.einsum("ij,ij->i", slope[place], effect) for slope, effect in zip(slopes, away, strict=True)
-    )
-    mean = correlations[present].astype(np.float64)
-    values = np.asarray(weight * mean[place] + change, dtype=np.float64)
+    # A perturbation of one batch has no effect without it: that it would be absent is in the weights.
+    rest = np.where(weight < 1 - 1e-9, 1 - weight, np.inf)
+    without = means[:, place] + (weight / rest)[:, None] * (means[:, place] - effects)
+    elsewhere = np.zeros(cells.n_batches)
     if reference == "perturbed":
         # The mean effect that is taken from all perturbations of a block moves with the batch too.
-        of_batches = np.bincount(of_batch, weights=values, minlength=cells.n_batches)
+        blocks = np.zeros(len(present), dtype=np.int64) if block is None else np.asarray(block)[present]
         for code in np.unique(blocks):
-            mine, inside = np.flatnonzero(blocks[place] == code), blocks == code
-            for slope, effect in zip(slopes, away, strict=True):
-                common = (weight[mine, None] * effect[mine]) @ slope[inside].sum(axis=0) / inside.sum()
-                of_batches -= np.bincount(of_batch[mine], weights=common, minlength=cells.n_batches)
+            inside = np.flatnonzero(blocks == code)
+            mine = np.flatnonzero(blocks[place] == code)
+            moved = np.zeros((2, cells.n_batches, effects.shape[2]))
+            for side, mean, effect in zip(moved, means, effects, strict=True):
+                away = mean[place[mine]] - effect[mine]
+                np.add.at(side, of_batch[mine], weight[mine, None] * away / len(inside))
+            common = means[:, inside].mean(axis=1, keepdims=True)
+            means[:, inside] -= common
+            without[:, mine] -= common + moved[:, of_batch[mine]]
+            # Those that the batch has not, of which there are many, by the slope.
+            for side, slope in zip(moved, _slopes(*means[:, inside]), strict=True):
+                absent = np.tile(slope.sum(axis=0), (cells.n_batches, 1))
+                np.subtract.at(absent, of_batch[mine], slope[np.searchsorted(inside, place[mine])])
+                elsewhere += np.einsum("ij,ij->i", absent, side)
+    lost = (1 - weight) * (_row_correlations(*means)[0][place] - _row_correlations(*without)[0])
+    lost = np.where(np.isfinite(lost), lost, 0.0)
+    lost -= weight * np.bincount(place, weights=lost)[place]
+    mean = correlations[present].astype(np.float64)
+    values = np.asarray(weight * mean[place] + lost, dtype=np.float64)
+    if elsewhere.any():
+        share = np.bincount(of_batch, weights=weight, minlength=cells.n_batches) / weight.sum()
+        of_batches = np.bincount(of_batch, weights=values, minlength=cells.n_batches)
+        of_batches += elsewhere - share * elsewhere.sum()
         values = with_margins(values, weight, (of_batch, place), (of_batches, mean))
     return ProfileParts(of_group.astype(np.int64), of_batch.astype(np.int64), values, weight)
 
