@@ -1,6 +1,6 @@
 """What a cell costs beside its computation: 2,000 small cells, locally and on a Dask cluster, beside a loop and joblib.
 
-python benchmarks/bench_overhead.py [--cells 2000] [--embeddings 20] [--only here dask] [--out benchmarks/results/overhead.md]
+python benchmarks/bench_overhead.py [--cells 2000] [--only here dask] [--out benchmarks/results/overhead.md]
 
 The task is a mean over 300 rows. The bare loop and joblib compute the same numbers from the same arrays, and keep
 nothing; txeval also opens embeddings, writes each cell to disk (with fsync), and makes the tables of scores at the end.

@@ -25,7 +25,7 @@ from txeval.compute.devices import exact_products
 from txeval.compute.groups import checked_matrix
 from txeval.compute.jit import jit
 from txeval.compute.random import stream
-from txeval.compute.scan import ROWS, halved, halves_pay, pack, pays, scan
+from txeval.compute.scan import ROWS, halved, halves_pay, pack, pays, prefetch, scan
 from txeval.compute.threads import torch_threads
 from txeval.errors import InputError
 
@@ -41,6 +41,8 @@ _LARGEST = 1e30
 _SMALL = 1024
 #: A tile of 2 MiB stays in a core's cache between the product and the filter.
 _TILE_QUERIES = 512
+#: Rows of a candidate that are fetched early: so many candidates, from this width on.
+_AHEAD, _FETCHED_FROM = 4, 64
 #: Narrower points take longer to compare than to multiply.
 _HALVED_FROM = 24
 #: Their products with the sample stay there too.
@@ -238,6 +240,8 @@ def _decide(
     squared = np.empty(room, np.float64)
     near = np.empty(room, np.int64)
     bins = np.empty(256, np.int64)
+    # Rows of few lines come in time by themselves, and of long ones the processor fetches the rest.
+    ahead = min(4, d // 16) if d >= _FETCHED_FROM else 0
     for q in range(m):
         count = counts[q]
         if count < k or count > room:
@@ -252,6 +256,9 @@ def _decide(
         if kept < k:
             continue
         for a in range(kept):
+            if ahead:
+                for line in range(ahead):
+                    prefetch(reference.ctypes.data + 4 * d * near[min(a + _AHEAD, kept - 1)] + 64 * line)
             squared[a] = _squared_distance(queries[q], reference[near[a]])
         # Anything that rounds to the k-th distance or less could belong to the answer; 2^-149 is the smallest float32.
         last = (_keep_nearest(squared[:kept], near[:kept], k, distances[q], indices[q]) + 2.0**-149) * scale
