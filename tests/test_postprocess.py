@@ -13,6 +13,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from txeval import postprocess
+from txeval.compute.memory import is_mapped
 from txeval.errors import InputError, NotComputable
 from txeval.postprocess import POST_PROCESSINGS, Fitted, PostProcessed, center_scaling, centering, fit, tvn
 
@@ -130,6 +131,51 @@ def test_large_maps_are_kept_in_float32(monkeypatch):
     assert exact.matrices.dtype == np.float64
     assert small.matrices.dtype == np.float32
     np.testing.assert_allclose(small.apply(x, codes), exact.apply(x, codes), atol=1e-4)
+
+
+def test_where_whitening_amplifies_rounding_large_maps_stay_in_float64(monkeypatch):
+    monkeypatch.setattr(postprocess, "_FLOAT64_MAP_BYTES", 1)
+    x, is_control, codes = make(n=300, d=20, n_batches=3)
+    # All features are nearly the same one: what tells them apart has a 20,000th of their deviation.
+    alike = (x[:, :1] + 5e-5 * x).astype(np.float32)
+    fitted = fit("tvn", alike, is_control, codes, 3)
+    assert fitted.matrices.dtype == np.float64
+    expected = oracle_tvn(alike, is_control, codes)
+    found = fitted.apply(alike, codes)
+    np.testing.assert_allclose(distances(found), distances(expected), rtol=1e-3, atol=1e-3 * distances(expected).max())
+
+
+@pytest.mark.parametrize("d", [9, 40])
+def test_maps_in_a_file_are_those_in_memory(d, monkeypatch, tmp_path):
+    x, is_control, codes = make(n=300, d=d, n_batches=5)
+    is_control[codes == 1] = False
+    is_control[np.flatnonzero(codes == 1)[:3]] = True
+    held = fit("tvn", x, is_control, codes, 5)
+    held.save(tmp_path / "held")
+    monkeypatch.setattr(postprocess, "_HELD_BYTES", 0)
+    filed = fit("tvn", x, is_control, codes, 5)
+    filed.save(tmp_path / "filed")
+    assert (tmp_path / "held").read_bytes() == (tmp_path / "filed").read_bytes()
+    loaded = Fitted.load(tmp_path / "filed")
+    for fitted in (filed, loaded):
+        assert is_mapped(fitted.matrices)
+        assert fitted.nbytes < held.nbytes - held.matrices.nbytes + 1
+        assert fitted.fingerprint == held.fingerprint
+        for _ in range(2):
+            np.testing.assert_array_equal(fitted.apply(x, codes), held.apply(x, codes))
+    with np.load(tmp_path / "filed") as file:
+        np.testing.assert_array_equal(file["matrices"], held.matrices)
+
+
+def test_no_row_depends_on_those_mapped_with_it():
+    x, is_control, codes = make(n=300, d=33, n_batches=4)
+    fitted = fit("tvn", x, is_control, codes, 4)
+    whole = fitted.apply(x, codes)
+    order = np.random.default_rng(3).permutation(len(x))
+    for size in (1, 7, 64):
+        for start in range(0, len(x), size):
+            rows = order[start : start + size]
+            np.testing.assert_array_equal(fitted.apply(x[rows], codes[rows]), whole[rows])
 
 
 class TestFewControls:

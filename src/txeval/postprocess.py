@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import os
+import struct
 import uuid
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from txeval.compute.arrays import F32, F64, Bools, Ints, Rows, row_blocks, take_rows
+from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Bools, Ints, Rows, row_blocks, take_rows
 from txeval.compute.jit import jit
+from txeval.compute.memory import held_array, is_mapped, release
 from txeval.compute.moments import GroupMoments, group_moments
+from txeval.compute.products import ROWS, WIDTH, multiply, pack, panel_count, product
 from txeval.errors import InputError, NotComputable, unknown
 
 __all__ = ["POST_PROCESSINGS", "Fitted", "PostProcessed", "center_scaling", "centering", "fit", "map_bytes", "tvn"]
@@ -30,22 +33,38 @@ __all__ = ["POST_PROCESSINGS", "Fitted", "PostProcessed", "center_scaling", "cen
 #: Names of the post-processings, in the order of the paper.
 POST_PROCESSINGS: tuple[str, ...] = ("raw", "centering", "center_scaling", "tvn")
 
-_FORMAT = 1
+_FORMAT = 2
 _EPS32 = float(np.finfo(np.float32).eps)
 
-#: Above this size the maps of all batches are kept in float32.
+#: Up to this size the maps of all batches are kept, and multiplied with, in float64.
 _FLOAT64_MAP_BYTES = 256_000_000
 
-#: Rows of one batch that are mapped together.
-_GROUP_ROWS = 4096
+#: Larger ones are float32 where that changes whitened controls by at most this (root mean square), their deviation
+#: being 1. Values of an embedding are rounded to float32 in the first place, and whitening amplifies that too: this is
+#: a few times what is lost in any case.
+_ROUNDING = 1e-5
+
+#: Controls that it is measured on.
+_SAMPLE = 1024
+
+#: float64 values of whitened rows whose products are summed at a time.
+_SUMMED_ELEMENTS = 2**18
+
+#: Above this size, that of a block of rows, maps lie in a file and are read batch by batch.
+_HELD_BYTES = 4 * BLOCK_ELEMENTS
+
+#: float64 values of the rows of one batch that are mapped together: they stay in a core's cache.
+_GROUP_ELEMENTS = 2**17
+
+#: Arrays that may be large.
+_MAPS = ("matrices", "factors")
 
 _ARRAYS = ("fallback_batches", "center", "scale", "base", "matrices", "factors", "first_factor", "matrix_of")
 
 
 def map_bytes(n_batches: int, d: int) -> int:
-    """Bytes of the maps of `tvn` at most."""
-    size = n_batches * d * d * 8
-    return size if size <= _FLOAT64_MAP_BYTES else size // 2
+    """Bytes of memory that the maps of `tvn` take at most."""
+    return min(n_batches * panel_count(d) * WIDTH * d * 8, _HELD_BYTES)
 
 
 def _none() -> npt.NDArray[Any]:
@@ -76,7 +95,9 @@ class Fitted:
     base
         (d, d) float64: scaling, rotation and whitening by all controls.
     matrices
-        (k, d, d) whole maps M_b, float64 or, where these would be large, float32.
+        (k, panels, d, WIDTH) whole maps M_b, packed as `txeval.compute.products` does, in the type that rows are
+        multiplied in: float64, or float32 where they are large and rounding is harmless (see `_ROUNDING`). Above the
+        size of a block they lie in a file, and so do factors.
     factors, first_factor
         (r, d), likewise; batch b has rows first_factor[b] to first_factor[b + 1].
     matrix_of
@@ -107,8 +128,13 @@ class Fitted:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of its maps."""
-        return sum(int(getattr(self, name).nbytes) for name in _ARRAYS)
+        """Bytes of memory that its maps take."""
+        arrays = (getattr(self, name) for name in _ARRAYS)
+        return sum(int(array.nbytes) for array in arrays if not is_mapped(array))
+
+    @cached_property
+    def _base_panels(self) -> npt.NDArray[np.floating[Any]]:
+        return pack(self.base, self.matrices.dtype)
 
     def _header(self) -> tuple[Any, ...]:
         sizes = (self.n_features, self.n_batches, self.n_controls)
@@ -132,26 +158,35 @@ class Fitted:
             return out
         order = np.argsort(codes, kind="stable")
         ends = np.cumsum(np.bincount(codes, minlength=self.n_batches))
+        step = max(1, _GROUP_ELEMENTS // (self.n_features * ROWS)) * ROWS
         for batch in np.unique(codes):
-            start = int(ends[batch - 1]) if batch else 0
-            for first in range(start, int(ends[batch]), _GROUP_ROWS):
-                rows = order[first : min(first + _GROUP_ROWS, int(ends[batch]))]
-                out[rows] = self._map(x[rows], int(batch))
+            start, end = int(ends[batch - 1]) if batch else 0, int(ends[batch])
+            for first in range(start, end, step):
+                rows = order[first : min(first + step, end)]
+                centred = np.empty((len(rows), self.n_features), dtype=self.matrices.dtype)
+                _centre(x, rows, self.center[0], centred)
+                _put(self._map(centred, int(batch)), rows, out)
+            self._release(int(batch))
         return out
 
-    def _map(self, x: F32, batch: int) -> F64:
-        """Rows (m, d) of one batch, mapped by `tvn`."""
-        # In float64: whitening amplifies rounding by the ratio of the largest to the smallest deviation.
-        centred = x.astype(np.float64)
-        centred -= self.center[0]
+    def _map(self, centred: npt.NDArray[np.floating[Any]], batch: int) -> npt.NDArray[np.floating[Any]]:
+        """Centred rows (m, d) of one batch, mapped by `tvn`."""
         number = int(self.matrix_of[batch])
         if number >= 0:
-            return np.asarray(centred @ self.matrices[number].astype(np.float64, copy=False))
-        factor = self.factors[self.first_factor[batch] : self.first_factor[batch + 1]].astype(np.float64, copy=False)
-        whitened = centred @ self.base
-        whitened -= (whitened @ factor.T) @ factor
-        whitened /= np.sqrt(self.params["shrinkage"])
+            return multiply(centred, self.matrices[number], self.n_features)
+        factor = self._factor(batch)
+        whitened = multiply(centred, self._base_panels, self.n_features)
+        whitened -= product(product(whitened, factor.T), factor)
+        whitened /= whitened.dtype.type(np.sqrt(self.params["shrinkage"]))
         return whitened
+
+    def _factor(self, batch: int) -> npt.NDArray[np.floating[Any]]:
+        return self.factors[self.first_factor[batch] : self.first_factor[batch + 1]]
+
+    def _release(self, batch: int) -> None:
+        """Give the memory of a batch's map back where it lies in a file."""
+        number = int(self.matrix_of[batch])
+        release(self.matrices[number] if number >= 0 else self._factor(batch))
 
     def save(self, path: str | Path) -> None:
         """Write it as an .npz file, atomically."""
@@ -163,18 +198,18 @@ class Fitted:
             "coral": np.bool_(self.params.get("coral", False)),
             "shrinkage": np.float64(self.params.get("shrinkage", np.nan)),
         }
-        arrays |= {name: getattr(self, name) for name in _ARRAYS}
+        arrays |= {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
         partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}.partial")
         try:
             with partial.open("wb") as handle:
-                np.savez(handle, **arrays)
+                _write(handle, arrays)
             partial.replace(path)
         finally:
             partial.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Fitted:
-        """Read what `save` wrote; InputError where the file is something else."""
+        """Read what `save` wrote, large maps when they are used; InputError where the file is something else."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 if int(file["format"]) != _FORMAT:
@@ -182,10 +217,59 @@ class Fitted:
                 name = str(file["name"])
                 n_features, n_batches, n_controls = (int(size) for size in file["sizes"])
                 params = {"coral": bool(file["coral"]), "shrinkage": float(file["shrinkage"])} if name == "tvn" else {}
-                arrays = {key: file[key] for key in _ARRAYS}
-        except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as why:
+                arrays = {key: file[key] for key in _ARRAYS if key not in _MAPS}
+                arrays |= {key: mapped if (mapped := _mapped(path, key)) is not None else file[key] for key in _MAPS}
+        except (OSError, KeyError, ValueError, EOFError, struct.error, zipfile.BadZipFile) as why:
             raise InputError(f"{path} holds no fitted post-processing ({why})", remedy="delete it") from None
         return cls(name, n_features, n_batches, n_controls, params, **arrays)
+
+
+#: A local header of a zip file: its fixed part, whose last numbers are the lengths of what follows, and what says that
+#: a member may be larger than 4 GiB.
+_HEADER, _LARGE_MEMBER = struct.Struct("<26xHH"), 20
+
+#: Values begin at a multiple of this in the file, so that they can be mapped.
+_ALIGNED = 64
+
+
+def _write(handle: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Write what `numpy.savez` writes, with the values of every array at a multiple of `_ALIGNED`."""
+    with zipfile.ZipFile(handle, "w") as archive:
+        for name, array in arrays.items():
+            member = zipfile.ZipInfo(f"{name}.npy")
+            start = handle.tell() + _HEADER.size + len(member.filename) + _LARGE_MEMBER + 4
+            fill = -start % _ALIGNED
+            # A field of a kind that no reader knows.
+            member.extra = struct.pack("<HH", 0xFFFF, fill) + bytes(fill)
+            with archive.open(member, "w", force_zip64=True) as out:
+                np.lib.format.write_array(out, np.asanyarray(array), allow_pickle=False)
+
+
+def _mapped(path: str | Path, name: str) -> npt.NDArray[Any] | None:
+    """An array of a file that `_write` wrote, mapped; None where it is not large."""
+    with zipfile.ZipFile(path) as archive, Path(path).open("rb") as handle:
+        member = archive.getinfo(f"{name}.npy")
+        if member.file_size <= _HELD_BYTES or member.compress_type != zipfile.ZIP_STORED:
+            return None
+        handle.seek(member.header_offset)
+        handle.seek(sum(_HEADER.unpack(handle.read(_HEADER.size))), os.SEEK_CUR)
+        np.lib.format.read_magic(handle)
+        shape, _, dtype = np.lib.format.read_array_header_1_0(handle)
+        return np.asarray(np.memmap(path, dtype=dtype, mode="r", offset=handle.tell(), shape=shape))
+
+
+@jit
+def _centre(x: Any, rows: Any, center: Any, out: Any) -> None:
+    for i in range(len(rows)):
+        for j in range(x.shape[1]):
+            out[i, j] = np.float64(x[rows[i], j]) - center[j]
+
+
+@jit
+def _put(values: Any, rows: Any, out: Any) -> None:
+    for i in range(len(rows)):
+        for j in range(values.shape[1]):
+            out[rows[i], j] = values[i, j]
 
 
 @jit
@@ -320,7 +404,7 @@ def fit(
     whitening = _whitening(X, controls, moments, max_elements)
     if not coral:
         maps: dict[str, Any] = {
-            "matrices": whitening.base[None],
+            "matrices": pack(whitening.base)[None],
             "matrix_of": np.zeros(n_batches, dtype=np.int64),
         }
         return Fitted(**common, center=whitening.mean[None], **maps)
@@ -347,9 +431,9 @@ def _whitening(X: Rows, controls: Ints, moments: GroupMoments, max_elements: int
     d = len(mean)
     deviation = _or_one(np.sqrt(squares / n), mean)
     correlation = np.zeros((d, d))
-    for part in row_blocks(n, d, max_elements):
+    for part in row_blocks(n, d, min(max_elements or BLOCK_ELEMENTS, _SUMMED_ELEMENTS)):
         z = (take_rows(X, controls[part]).astype(np.float64) - mean) / deviation
-        correlation += z.T @ z
+        correlation += product(z.T, z)
     variances, axes = np.linalg.eigh(correlation / n)
     variances, axes = np.maximum(variances[::-1], 0.0), axes[:, ::-1]
     # The sign of an axis is free: its largest loading is made positive.
@@ -373,47 +457,77 @@ def _coral(
     One batch is read at a time: neither B scatter matrices in memory nor differences of large moments.
     """
     n_batches, d = moments.mean.shape
-    base = whitening.base
+    base, panels = whitening.base, pack(whitening.base)
     n = len(controls)
     few = moments.count < 2
-    matrix_of = np.full(n_batches, -1, dtype=np.int64)
-    # A batch stores a matrix, or m rows with 2 m <= d: never more than this.
-    dtype = np.float64 if n_batches * d * d * 8 <= _FLOAT64_MAP_BYTES else np.float32
-    matrices: list[npt.NDArray[Any]] = []
-    factors: list[npt.NDArray[Any]] = []
-    first_factor = np.zeros(n_batches + 1, dtype=np.int64)
+    # With so few controls the factor is no larger than the matrix, and the batch keeps it.
+    factored = ~few & (2 * moments.count <= d)
+    matrix_of = np.where(factored, -1, np.cumsum(~factored & ~few) - 1 + few.any())
+    matrix_of[few] = 0
+    first_factor = np.concatenate([[0], np.cumsum(np.where(factored, moments.count, 0))])
+    size = n_batches * panel_count(d) * WIDTH * d * 8
+    # A batch's root amplifies rounding by at most 1 / sqrt(shrinkage).
+    harmless = size > _FLOAT64_MAP_BYTES and _rounding(X, controls, whitening) <= _ROUNDING * np.sqrt(shrinkage)
+    dtype = np.float32 if harmless else np.float64
+    n_matrices = int(few.any()) + int((~factored & ~few).sum())
+    matrices = held_array((n_matrices, panel_count(d), d, WIDTH), dtype, _HELD_BYTES)
+    factors = held_array((int(first_factor[-1]), d), dtype, _HELD_BYTES)
     if few.any():
         # Whitened controls are uncorrelated, so that the covariance of all is diagonal.
-        variance = whitening.variance * n / (n - 1)
-        matrices.append((base / np.sqrt(variance + shrinkage)).astype(dtype))
-        matrix_of[few] = 0
+        matrices[0] = pack(base / np.sqrt(whitening.variance * n / (n - 1) + shrinkage))
     ends = np.cumsum(moments.count)
-    for batch in range(n_batches):
-        first_factor[batch + 1] = first_factor[batch]
-        if few[batch]:
-            continue
+    for batch in np.flatnonzero(~few):
         m = int(moments.count[batch])
         rows = controls[ends[batch] - m : ends[batch]]
-        if 2 * m <= d:
-            white = (take_rows(X, rows).astype(np.float64) - moments.mean[batch]) @ base / np.sqrt(m - 1)
-            factors.append(_root_factor(white, shrinkage).astype(dtype))
-            first_factor[batch + 1] += m
-            continue
-        covariance = np.zeros((d, d))
-        for part in row_blocks(m, d, max_elements):
-            white = (take_rows(X, rows[part]).astype(np.float64) - moments.mean[batch]) @ base
-            covariance += white.T @ white
-        variances, axes = np.linalg.eigh(covariance / (m - 1))
-        half = axes / np.sqrt(np.sqrt(np.maximum(variances, 0.0) + shrinkage))
-        matrix_of[batch] = len(matrices)
-        matrices.append((base @ half @ half.T).astype(dtype))
+        if m > d:
+            covariance = np.zeros((d, d))
+            for part in row_blocks(m, d, min(max_elements or BLOCK_ELEMENTS, _SUMMED_ELEMENTS)):
+                white = _whitened(X, rows[part], moments.mean[batch], panels)
+                covariance += product(white.T, white)
+            variances, axes = np.linalg.eigh(covariance / (m - 1))
+            half = axes / np.sqrt(np.sqrt(np.maximum(variances, 0.0) + shrinkage))
+            matrix = product(base, half @ half.T)
+        else:
+            factor = _root_factor(_whitened(X, rows, moments.mean[batch], panels) / np.sqrt(m - 1), shrinkage)
+            if factored[batch]:
+                place = factors[first_factor[batch] : first_factor[batch + 1]]
+                place[:] = factor
+                release(place)
+                continue
+            matrix = (base - product(product(base, factor.T), factor)) / np.sqrt(shrinkage)
+        place = matrices[matrix_of[batch]]
+        place[:] = pack(matrix)
+        release(place)
     return {
         "base": base,
-        "matrices": np.stack(matrices) if matrices else np.zeros((0, d, d), dtype=dtype),
-        "factors": np.concatenate(factors) if factors else np.zeros((0, d), dtype=dtype),
+        "matrices": matrices,
+        "factors": factors,
         "first_factor": first_factor,
         "matrix_of": matrix_of,
     }
+
+
+def _rounding(X: Rows, controls: Ints, whitening: _Whitening) -> float:
+    """Root mean square of what products in float32 change whitened controls by.
+
+    It is measured, since it depends on more than the ratio of the largest to the smallest deviation along an axis: on
+    how many axes are short, and on the order of the features.
+    """
+    x = take_rows(X, controls[:: -(-len(controls) // _SAMPLE)])
+    centred = np.empty(x.shape)
+    _centre(x, np.arange(len(x)), whitening.mean, centred)
+    exact, rounded = (
+        multiply(centred.astype(dtype), pack(whitening.base, dtype), x.shape[1]) for dtype in (np.float64, np.float32)
+    )
+    return float(np.sqrt(np.mean((rounded - exact) ** 2)))
+
+
+def _whitened(X: Rows, rows: Ints, mean: F64, panels: npt.NDArray[Any]) -> F64:
+    """Rows less a mean, in the axes of the whitening."""
+    x = take_rows(X, rows)
+    centred = np.empty(x.shape)
+    _centre(x, np.arange(len(x)), mean, centred)
+    return np.asarray(multiply(centred, panels, x.shape[1]), dtype=np.float64)
 
 
 def _root_factor(white: F64, shrinkage: float) -> F64:
@@ -424,7 +538,7 @@ def _root_factor(white: F64, shrinkage: float) -> F64:
     """
     variances, axes = np.linalg.eigh(white @ white.T)
     a, b = np.sqrt(np.maximum(variances, 0.0) + shrinkage), np.sqrt(shrinkage)
-    return np.asarray((axes / np.sqrt(a * (a + b))).T @ white)
+    return np.asarray(product((axes / np.sqrt(a * (a + b))).T, white), dtype=np.float64)
 
 
 def centering(X: npt.ArrayLike, is_control: npt.ArrayLike, batch: npt.ArrayLike) -> F32:

@@ -22,16 +22,16 @@ from txeval.compute.pairs import (
 )
 
 
-@pytest.mark.parametrize("max_elements", [None, 1, 37, 500])
-def test_cosines_are_those_of_sklearn(max_elements: int | None) -> None:
-    X = np.random.default_rng(0).standard_normal((40, 6))
-    X[3] = 0
-    found = pair_cosines(X, max_elements=max_elements)
-    full = cosine_similarity(X)
-    first, second = np.triu_indices(40, 1)
-    np.testing.assert_allclose(found, full[first, second], atol=1e-12)
-    np.testing.assert_array_equal(pair_position(first, second, 40), np.arange(len(found)))
-    assert (found[pair_position(np.array([0, 1, 2]), np.array([3, 3, 3]), 40)] == 0).all()
+@pytest.mark.parametrize("n", [2, 5, 6, 7, 31, 32, 33, 40, 65, 200])
+@pytest.mark.parametrize("d", [1, 6, 70])
+def test_cosines_are_those_of_sklearn(n: int, d: int) -> None:
+    X = np.random.default_rng(0).standard_normal((n, d))
+    X[-1] = 0
+    found = pair_cosines(X)
+    first, second = np.triu_indices(n, 1)
+    np.testing.assert_allclose(found, cosine_similarity(X)[first, second], atol=1e-12)
+    np.testing.assert_array_equal(pair_position(first, second, n), np.arange(len(found)))
+    assert not found[pair_position(np.arange(n - 1), np.full(n - 1, n - 1), n)].any()
 
 
 def test_many_pairs_are_kept_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from txeval.compute.arrays import F64, Bools, Ints, Rows, Strings, row_blocks
-from txeval.compute.jit import jit
+from txeval.compute.jit import jit, prefetch
 from txeval.compute.random import stream
 from txeval.errors import InputError, NotComputable
 
@@ -30,6 +30,9 @@ __all__ = [
 
 #: Draws that share one random stream; fixed, so that no block size changes a draw.
 DRAWS_PER_STREAM = 50
+
+#: Rows before it is needed that the sum of a group is asked for.
+_AHEAD = 16
 
 
 def checked_matrix(X: Any, name: str = "X") -> Rows:
@@ -55,6 +58,14 @@ def _dense(X: Any) -> Any:
         raise InputError(f"the values are not a matrix of numbers: {why}", remedy="give a numeric matrix") from None
 
 
+def _numbers(matrix: Rows, rows: Ints | slice | None, name: str) -> npt.NDArray[Any]:
+    block = np.asarray(matrix[slice(None) if rows is None else rows])
+    if block.dtype.kind not in "fiub":
+        raise InputError(f"{name} holds {block.dtype} values", remedy="give real numbers")
+    wide = block.dtype == np.float64 or block.dtype.kind != "f"
+    return np.ascontiguousarray(block, dtype=np.float64 if wide else np.float32)
+
+
 def read_rows(matrix: Rows, rows: Ints | slice | None = None, *, name: str = "X") -> npt.NDArray[Any]:
     """Rows of a matrix as a C-contiguous finite array (m, d).
 
@@ -65,11 +76,7 @@ def read_rows(matrix: Rows, rows: Ints | slice | None = None, *, name: str = "X"
     InputError
         For NaN or infinite values, naming the first of them, and for values that are no numbers.
     """
-    block = np.asarray(matrix[slice(None) if rows is None else rows])
-    if block.dtype.kind not in "fiub":
-        raise InputError(f"{name} holds {block.dtype} values", remedy="give real numbers")
-    wide = block.dtype == np.float64 or block.dtype.kind != "f"
-    block = np.ascontiguousarray(block, dtype=np.float64 if wide else np.float32)
+    block = _numbers(matrix, rows, name)
     with np.errstate(over="ignore", invalid="ignore"):
         suspect = not np.isfinite(block.sum())
     if suspect and not np.isfinite(block).all():
@@ -141,22 +148,31 @@ def _add_rows(block: Any, codes: Any, sums: Any, counts: Any) -> None:
 
 
 @jit
-def _add_unit_rows(block: Any, codes: Any, sums: Any, counts: Any, nonzero: Any) -> None:
-    d = block.shape[1]
-    for i in range(block.shape[0]):
-        group = codes[i]
-        if group < 0:
-            continue
-        counts[group] += 1
+def _add_unit_rows(block: Any, codes: Any, sums: Any, counts: Any, nonzero: Any) -> bool:
+    """Add rows divided by their norm; returns whether all squared norms, of rows in no group too, were finite."""
+    m, d = block.shape
+    total = 0.0
+    for i in range(m):
+        # Groups come in any order, and their sums are more than a core's cache holds.
+        if i + _AHEAD < m and codes[i + _AHEAD] >= 0:
+            start = sums.ctypes.data + 8 * codes[i + _AHEAD] * d
+            for line in range(0, 8 * d, 64):
+                prefetch(start + line)
         square = 0.0
         for j in range(d):
             value = np.float64(block[i, j])
             square += value * value
+        total += square
+        group = codes[i]
+        if group < 0:
+            continue
+        counts[group] += 1
         if square > 0.0:
             nonzero[group] += 1
             scale = 1.0 / np.sqrt(square)
             for j in range(d):
                 sums[group, j] += block[i, j] * scale
+    return bool(np.isfinite(total))
 
 
 def add_to_groups(sums: F64, counts: Ints, block: npt.NDArray[Any], codes: Ints) -> None:
@@ -211,7 +227,9 @@ def group_unit_sums(X: Rows, codes: Ints, n_groups: int, *, max_elements: int | 
     nonzero = np.zeros(n_groups, dtype=np.int64)
     sums = np.zeros((n_groups, matrix.shape[1]))
     for rows in row_blocks(matrix.shape[0], matrix.shape[1], max_elements):
-        _add_unit_rows(read_rows(matrix, rows), codes[rows], sums, counts, nonzero)
+        if not _add_unit_rows(_numbers(matrix, rows, "X"), codes[rows], sums, counts, nonzero):
+            # Says which value it is; squares may also have been too large for float64.
+            read_rows(matrix, rows)
     return counts, nonzero, sums
 
 

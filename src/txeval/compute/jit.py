@@ -6,8 +6,11 @@ from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
-__all__ = ["jit"]
+__all__ = ["jit", "prefetch"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -36,3 +39,19 @@ def jit(function: F, *, no_nan: bool = False, inlined: bool = False) -> F:
         # A read-only installation without a home directory has no place for numba's cache.
         compiled = numba.njit(**options)(function)
     return cast(F, compiled)
+
+
+@cast(Callable[[Any], Callable[..., Any]], intrinsic)
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Have the line of memory at an address brought into the cache while other work goes on."""
+
+    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        # To read, to be kept in all caches, data.
+        flags = [ir.Constant(number, value) for value in (0, 3, 1)]
+        builder.call(fetch, [builder.inttoptr(arguments[0], pointer), *flags])
+        return context.get_dummy_value()
+
+    return types.void(types.uintp), generate

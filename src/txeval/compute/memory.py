@@ -7,6 +7,7 @@ memory and not in a file, and how many embeddings share one pass over the expres
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 import tempfile
@@ -28,8 +29,10 @@ __all__ = [
     "allowed",
     "bounded",
     "column_elements",
+    "held_array",
     "held_bytes",
     "held_rows",
+    "is_mapped",
     "release",
     "scratch_folder",
     "working",
@@ -105,13 +108,40 @@ def allocate(path: Path, size: int) -> None:
             file.truncate(size)
 
 
-def release(array: npt.NDArray[Any]) -> None:
-    """Give the pages of a mapped file back to the system; what was written stays, and what is read comes again."""
+def _mapping(array: npt.NDArray[Any]) -> mmap.mmap | None:
+    """The mapped file that an array lies in."""
     owner: Any = array
     while owner is not None and not isinstance(owner, mmap.mmap):
         owner = getattr(owner, "_mmap", None) or getattr(owner, "base", None)
-    if owner is not None and hasattr(mmap, "MADV_DONTNEED"):
-        owner.madvise(mmap.MADV_DONTNEED)
+    return owner
+
+
+def is_mapped(array: npt.NDArray[Any]) -> bool:
+    """Whether an array lies in a mapped file."""
+    return _mapping(array) is not None
+
+
+def release(array: npt.NDArray[Any]) -> None:
+    """Give the pages of a mapped file that hold a contiguous array back to the system, if it lies in one.
+
+    What was written stays, and what is read comes again.
+    """
+    mapping = _mapping(array)
+    if mapping is not None and array.size and hasattr(mmap, "MADV_DONTNEED"):
+        begin = array.ctypes.data - np.frombuffer(mapping, dtype=np.uint8).ctypes.data
+        first = begin // mmap.PAGESIZE * mmap.PAGESIZE
+        mapping.madvise(mmap.MADV_DONTNEED, first, begin - first + array.nbytes)
+
+
+def held_array(shape: tuple[int, ...], dtype: npt.DTypeLike, most: int) -> npt.NDArray[Any]:
+    """An array to be filled: in memory up to so many bytes, else in a temporary file, which is gone with the array."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= most:
+        return np.empty(shape, dtype=dtype)
+    with tempfile.NamedTemporaryFile(dir=scratch_folder(), prefix="txeval-rows-") as file:
+        allocate(Path(file.name), size)
+        # The mapping keeps the file, which has no name any more.
+        return np.memmap(file.name, dtype=dtype, mode="r+", shape=shape)
 
 
 def held_rows(matrix: Rows, rows: Ints | None = None) -> F32:
@@ -120,13 +150,7 @@ def held_rows(matrix: Rows, rows: Ints | None = None) -> F32:
     They are read in blocks of one size, so that values are the same either way. The file is gone with the array.
     """
     m, d = len(rows) if rows is not None else int(matrix.shape[0]), int(matrix.shape[1])
-    if 4 * m * d <= held_bytes() or m == 0:
-        out = np.empty((m, d), dtype=np.float32)
-    else:
-        with tempfile.NamedTemporaryFile(dir=scratch_folder(), prefix="txeval-rows-") as file:
-            allocate(Path(file.name), 4 * m * d)
-            # The mapping keeps the file, which has no name any more.
-            out = np.memmap(file.name, dtype=np.float32, mode="r+", shape=(m, d))
+    out = held_array((m, d), np.float32, held_bytes())
     for part in row_blocks(m, d):
         out[part] = take_rows(matrix, part if rows is None else rows[part])
     release(out)

@@ -23,9 +23,9 @@ import torch
 from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Bools, Ints, Rows, row_blocks, take_rows
 from txeval.compute.devices import exact_products
 from txeval.compute.groups import checked_matrix
-from txeval.compute.jit import jit
+from txeval.compute.jit import jit, prefetch
 from txeval.compute.random import stream
-from txeval.compute.scan import ROWS, halved, halves_pay, pack, pays, prefetch, scan
+from txeval.compute.scan import ROWS, halved, halves_pay, pack, pays, scan
 from txeval.compute.threads import torch_threads
 from txeval.errors import InputError
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from txeval.compute.arrays import BLOCK_ELEMENTS, F64, Ints, Rows
+from txeval.compute.arrays import F64, Ints, Rows
 from txeval.compute.groups import checked_matrix, read_rows
 from txeval.compute.jit import jit
+from txeval.compute.products import CACHED, ROWS, WIDTH, pack, tile
 
 __all__ = [
     "Extremes",
@@ -41,18 +42,28 @@ def pair_position(first: Ints, second: Ints, n: int) -> Ints:
 
 
 @jit
-def _write_upper(block: Any, out: Any) -> None:
-    """Write row i of a block from column i + 1 on behind each other, rounded to 12 decimals, within -1 .. 1."""
-    at = 0
-    for i in range(block.shape[0]):
-        for j in range(i + 1, block.shape[1]):
-            value = np.rint(block[i, j] * 1e12) / 1e12
-            out[at] = max(-1.0, min(1.0, value))
-            at += 1
+def _write_cosines(units: Any, panels: Any, n: Any, out: Any) -> None:
+    """Cosine of each of n rows with every row after it, rounded to 12 decimals, in the order of the pairs.
+
+    `units` are filled up to a multiple of ROWS; `panels` hold them as columns.
+    """
+    block = np.empty((ROWS, WIDTH))
+    step = max(1, CACHED // (8 * panels.shape[1] * WIDTH))
+    for begin in range(0, panels.shape[0], step):
+        end = min(panels.shape[0], begin + step)
+        for first in range(0, min(n, end * WIDTH), ROWS):
+            for p in range(max(begin, first // WIDTH), end):
+                tile(units, first, panels, p, block)
+                for i in range(first, min(first + ROWS, n)):
+                    low = max(p * WIDTH, i + 1)
+                    at = i * (2 * n - i - 1) // 2 + low - i - 1
+                    for j in range(low, min(n, (p + 1) * WIDTH)):
+                        value = np.rint(block[i - first, j - p * WIDTH] * 1e12) / 1e12
+                        out[at + j - low] = max(-1.0, min(1.0, value))
 
 
-def pair_cosines(X: Rows, *, max_elements: int | None = None) -> Array:
-    """Cosine similarity of every pair of rows, by blocks.
+def pair_cosines(X: Rows) -> Array:
+    """Cosine similarity of every pair of rows.
 
     A zero row has cosine 0 with every row. Values are computed in float64 and rounded to 12 decimals, so that ties
     (rows that repeat) are ties in spite of rounding; above 2^24 pairs they are kept as float32.
@@ -61,28 +72,20 @@ def pair_cosines(X: Rows, *, max_elements: int | None = None) -> Array:
     ----------
     X
         (n, d).
-    max_elements
-        Values per block of the n x n matrix.
 
     Returns
     -------
     (n (n - 1) / 2,) float64 or float32 in the order of `pair_position`.
     """
-    matrix = checked_matrix(X)
-    n = matrix.shape[0]
-    units = read_rows(matrix).astype(np.float64)
+    rows = read_rows(checked_matrix(X))
+    n, d = rows.shape
+    units = np.zeros((-(-n // ROWS) * ROWS, d))
+    units[:n] = rows
     norms = np.linalg.norm(units, axis=1)
     units /= np.where(norms > 0, norms, 1.0)[:, None]
     total = n * (n - 1) // 2
     out: Array = np.empty(total, dtype=np.float64 if total <= FLOAT64_PAIRS else np.float32)
-    step = max(1, (max_elements or BLOCK_ELEMENTS) // max(1, n))
-    at = 0
-    for start in range(0, n, step):
-        block = units[start : start + step] @ units[start:].T
-        rows = len(block)
-        size = rows * (n - start) - rows * (rows + 1) // 2
-        _write_upper(block, out[at : at + size])
-        at += size
+    _write_cosines(units, pack(units[:n].T), n, out)
     return out
 
 

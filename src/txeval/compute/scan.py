@@ -23,7 +23,7 @@ from numba.extending import intrinsic
 from txeval.compute.arrays import F32, F64
 from txeval.compute.jit import jit
 
-__all__ = ["ROWS", "WIDTH", "halved", "halves_pay", "pack", "pays", "prefetch", "scan"]
+__all__ = ["ROWS", "WIDTH", "halved", "halves_pay", "pack", "pays", "scan"]
 
 #: Queries and points of a block: with vectors of 16 values its 16 sums fit into the 32 registers of AVX-512.
 ROWS, WIDTH = 8, 32
@@ -242,22 +242,6 @@ def _lowest(typing_context: Any, mask: Any) -> Any:
         return builder.zext(builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1)), ir.IntType(64))
 
     return types.int64(types.uint32), generate
-
-
-@cast(Callable[[Any], Callable[..., Any]], intrinsic)
-def prefetch(typing_context: Any, address: Any) -> Any:
-    """Have a line of memory brought into the cache while other work goes on."""
-
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        # To read, to be kept in all caches, data.
-        flags = [ir.Constant(number, value) for value in (0, 3, 1)]
-        builder.call(fetch, [builder.inttoptr(arguments[0], pointer), *flags])
-        return context.get_dummy_value()
-
-    return types.void(types.uintp), generate
 
 
 @jit

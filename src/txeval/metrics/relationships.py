@@ -121,8 +121,6 @@ class RelationMap:
         (g, d) one row per gene.
     genes
         (g,) distinct names.
-    max_elements
-        Values per block of the g x g matrix.
 
     Raises
     ------
@@ -132,7 +130,7 @@ class RelationMap:
         For fewer than two genes.
     """
 
-    def __init__(self, X: Any, genes: Any, *, max_elements: int | None = None) -> None:
+    def __init__(self, X: Any, genes: Any) -> None:
         matrix = checked_matrix(X)
         codes, names = encode(genes, matrix.shape[0], name="genes")
         if len(names) < len(codes):
@@ -147,7 +145,7 @@ class RelationMap:
         self.genes: Strings = names
         order = np.empty(len(codes), dtype=np.int64)
         order[codes] = np.arange(len(codes))
-        self.cosines: npt.NDArray[Any] = pair_cosines(read_rows(matrix, order), max_elements=max_elements)
+        self.cosines: npt.NDArray[Any] = pair_cosines(read_rows(matrix, order))
         self._thresholds: dict[float, tuple[float, float]] = {}
         self._predicted: dict[float, tuple[int, int]] = {}
         # Kept by the links themselves: several scores ask for the same.
