@@ -105,18 +105,14 @@ def votes(quick: bool) -> Case:
 
 
 def loop(x: np.ndarray, batch: np.ndarray, few: int) -> np.ndarray:
-    """iLISI by its definition: distances, a bisection and a sum over batches per sample.
-
-    Distances are computed in float64 and rounded to float32, as neighbours come: the bisection stops within 1e-5 of the
-    entropy, so that a digit of a distance can move where it stops, and a score by up to 3e-4.
-    """
+    """iLISI by its definition in float64: distances, a bisection and a sum over batches per sample."""
     wide = x.astype(np.float64)
     scores = []
     for i in range(few):
         distance = np.sqrt(((wide - wide[i]) ** 2).sum(axis=1))
         distance[i] = -1.0
         near = np.argsort(distance, kind="stable")[1 : 3 * PERPLEXITY]
-        d = distance[near].astype(np.float32).astype(np.float64)
+        d = distance[near]
         beta, low, high = 1.0, -np.inf, np.inf
         for _ in range(51):
             p = np.exp(-d * beta)

@@ -29,7 +29,7 @@ from txeval.compute.scan import ROWS, halved, halves_pay, pack, pays, scan
 from txeval.compute.threads import torch_threads
 from txeval.errors import InputError
 
-__all__ = ["NeighbourIndex", "at_least_one", "finite_rows", "neighbours", "self_neighbours"]
+__all__ = ["NeighbourIndex", "at_least_one", "finite_rows", "neighbours", "self_neighbours", "squared_distance"]
 
 #: Largest relative error of one float32 operation.
 _ROUNDING = 2.0**-24
@@ -54,7 +54,8 @@ _TILE_REFERENCE = 1024
 
 
 @partial(jit, inlined=True)
-def _squared_distance(a: Any, b: Any) -> Any:
+def squared_distance(a: Any, b: Any) -> Any:
+    """Of two points, in float64; for kernels."""
     total = 0.0
     for j in range(len(a)):
         difference = np.float64(a[j]) - np.float64(b[j])
@@ -259,7 +260,7 @@ def _decide(
             if ahead:
                 for line in range(ahead):
                     prefetch(reference.ctypes.data + 4 * d * near[min(a + _AHEAD, kept - 1)] + 64 * line)
-            squared[a] = _squared_distance(queries[q], reference[near[a]])
+            squared[a] = squared_distance(queries[q], reference[near[a]])
         # Anything that rounds to the k-th distance or less could belong to the answer; 2^-149 is the smallest float32.
         last = (_keep_nearest(squared[:kept], near[:kept], k, distances[q], indices[q]) + 2.0**-149) * scale
         reach = last * last * (1 + 4 * _ROUNDING)
@@ -292,7 +293,7 @@ def _whole_rows(reference: Any, queries: Any, which: Any, k: int, distances: Any
     squared = np.empty(n, np.float64)
     for q in which:
         for a in range(n):
-            squared[a] = _squared_distance(queries[q], reference[a])
+            squared[a] = squared_distance(queries[q], reference[a])
         _keep_nearest(squared, everything, k, distances[q], indices[q])
 
 

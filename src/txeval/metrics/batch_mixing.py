@@ -11,7 +11,7 @@ import numpy as np
 from txeval.compute.arrays import F32, F64, Ints, Rows
 from txeval.compute.groups import canonical_order, checked_matrix, encode
 from txeval.compute.jit import jit
-from txeval.compute.neighbours import at_least_one, finite_rows, self_neighbours
+from txeval.compute.neighbours import at_least_one, finite_rows, self_neighbours, squared_distance
 from txeval.compute.pca import principal_axes
 from txeval.compute.random import stream
 from txeval.errors import InputError, NotComputable
@@ -92,13 +92,15 @@ def _weights(beta: float, distances: Any, bits: Any, p: Any) -> tuple[float, flo
 
 @jit
 def _inverse_simpson(
-    distances: Any, indices: Any, labels: Any, n_batches: int, perplexity: Any, out: Any, lent: Any
+    values: Any, first: int, indices: Any, labels: Any, n_batches: int, perplexity: Any, out: Any, lent: Any
 ) -> None:
     """1 / sum_c (sum_{j in c} p_j)^2 per row, p fitted to the perplexity by bisection on beta; adds to `lent`.
 
+    `indices` (m, k) are the neighbours of m samples from `first` on. Distances are taken anew in float64: the bisection
+    stops within a tolerance, so that float32 distances would move where it stops, and a score by up to 3e-4.
     `labels` (1 + r, n) holds the batches and r relabellings; the scores of the latter are summed into row 1.
     """
-    m, k = distances.shape
+    m, k = indices.shape
     target = np.log(perplexity)
     p, away = np.empty(k), np.empty(k)
     bits = np.empty(k, np.int64)
@@ -106,10 +108,13 @@ def _inverse_simpson(
     squares = np.zeros(n_batches)
     for i in range(m):
         # Subtracting the smallest distance leaves p and its entropy as they are, and keeps the sum above 0.
-        nearest = np.float64(distances[i, 0])
+        nearest = np.inf
+        for j in range(k):
+            away[j] = np.sqrt(squared_distance(values[first + i], values[indices[i, j]]))
+            nearest = min(nearest, away[j])
         beta, low, high = 1.0, -np.inf, np.inf
         for j in range(k):
-            away[j] = np.float64(distances[i, j]) - nearest
+            away[j] -= nearest
         for step in range(51):
             total, weighted = _weights(beta, away, bits, p)
             difference = np.log(total) + beta * weighted / total - target
@@ -228,7 +233,7 @@ def ilisi_scores(
     for rows, distances, indices in around:
         if others < n - 1:
             tied += int((distances[:, -1] == 0).sum())
-        _inverse_simpson(distances, indices, labels, len(batches), float(perplexity), scores[:, rows], lent)
+        _inverse_simpson(values, rows.start, indices, labels, len(batches), float(perplexity), scores[:, rows], lent)
     if tied:
         notes.append(f"{tied} samples have {others} or more duplicates: the first of them in the samples' order count")
     none = np.empty(0)
