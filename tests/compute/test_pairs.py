@@ -34,21 +34,27 @@ def test_cosines_are_those_of_sklearn(n: int, d: int) -> None:
     assert not found[pair_position(np.arange(n - 1), np.full(n - 1, n - 1), n)].any()
 
 
-def test_many_pairs_are_kept_as_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    X = np.random.default_rng(1).standard_normal((30, 4))
-    wide = pair_cosines(X)
+@pytest.mark.parametrize("shift", [0.0, 3.0])
+def test_many_pairs_are_float32_near_those_of_sklearn(monkeypatch: pytest.MonkeyPatch, shift: float) -> None:
+    X = np.random.default_rng(1).standard_normal((300, 500)) + shift
+    X[7] = 0
     monkeypatch.setattr(pairs, "FLOAT64_PAIRS", 100)
-    narrow = pair_cosines(X)
-    assert (wide.dtype, narrow.dtype) == (np.float64, np.float32)
-    np.testing.assert_array_equal(narrow, wide.astype(np.float32))
+    found = pair_cosines(X)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, cosine_similarity(X)[np.triu_indices(300, 1)], rtol=0, atol=5e-7)
 
 
-def test_rows_that_repeat_give_ties() -> None:
-    X = np.random.default_rng(2).standard_normal((25, 50))
-    full = np.zeros((26, 26))
-    full[np.triu_indices(26, 1)] = pair_cosines(np.vstack([X, 7.3 * X[0]]))
+@pytest.mark.parametrize("most", [100, 2**24])
+@pytest.mark.parametrize("d", [1, 50, 300])
+def test_rows_that_repeat_give_ties(monkeypatch: pytest.MonkeyPatch, most: int, d: int) -> None:
+    monkeypatch.setattr(pairs, "FLOAT64_PAIRS", most)
+    X = np.random.default_rng(2).standard_normal((95, d))
+    full = np.zeros((97, 97))
+    full[np.triu_indices(97, 1)] = pair_cosines(np.vstack([X, 7.3 * X[0] if most > 100 else X[0], X[40]]))
     full += full.T
-    np.testing.assert_array_equal(full[0, 1:25], full[25, 1:25])
+    others = np.r_[1:40, 41:95]
+    np.testing.assert_array_equal(full[0, others], full[95, others])
+    np.testing.assert_array_equal(full[40, others], full[96, others])
 
 
 def brute(values: np.ndarray, tail: float) -> np.ndarray:

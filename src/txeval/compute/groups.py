@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from txeval.compute.arrays import F64, Bools, Ints, Rows, Strings, row_blocks
-from txeval.compute.jit import jit, prefetch
+from txeval.compute.jit import jit, prefetch, prefetch_once
 from txeval.compute.random import stream
 from txeval.errors import InputError, NotComputable
 
@@ -31,8 +31,8 @@ __all__ = [
 #: Draws that share one random stream; fixed, so that no block size changes a draw.
 DRAWS_PER_STREAM = 50
 
-#: Rows before it is needed that the sum of a group is asked for.
-_AHEAD = 16
+#: Rows before they are needed that a row and the sum of its group are asked for.
+_AHEAD = 4
 
 
 def checked_matrix(X: Any, name: str = "X") -> Rows:
@@ -153,11 +153,16 @@ def _add_unit_rows(block: Any, codes: Any, sums: Any, counts: Any, nonzero: Any)
     m, d = block.shape
     total = 0.0
     for i in range(m):
-        # Groups come in any order, and their sums are more than a core's cache holds.
-        if i + _AHEAD < m and codes[i + _AHEAD] >= 0:
-            start = sums.ctypes.data + 8 * codes[i + _AHEAD] * d
-            for line in range(0, 8 * d, 64):
-                prefetch(start + line)
+        if i + _AHEAD < m:
+            # The processor itself does not look beyond a page, which is a few rows.
+            row = block.ctypes.data + block.itemsize * d * (i + _AHEAD)
+            for line in range(0, block.itemsize * d, 64):
+                prefetch_once(row + line)
+            # Groups come in any order, and their sums are more than a core's cache holds.
+            if codes[i + _AHEAD] >= 0:
+                start = sums.ctypes.data + 8 * codes[i + _AHEAD] * d
+                for line in range(0, 8 * d, 64):
+                    prefetch(start + line)
         square = 0.0
         for j in range(d):
             value = np.float64(block[i, j])

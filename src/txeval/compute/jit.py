@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-__all__ = ["jit", "prefetch"]
+__all__ = ["jit", "prefetch", "prefetch_once"]
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -41,17 +41,25 @@ def jit(function: F, *, no_nan: bool = False, inlined: bool = False) -> F:
     return cast(F, compiled)
 
 
-@cast(Callable[[Any], Callable[..., Any]], intrinsic)
-def prefetch(typing_context: Any, address: Any) -> Any:
-    """Have the line of memory at an address brought into the cache while other work goes on."""
+def _fetcher(locality: int) -> Callable[..., Any]:
+    @cast(Callable[[Any], Callable[..., Any]], intrinsic)
+    def fetch(typing_context: Any, address: Any) -> Any:
+        def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
+            pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
+            kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
+            # To read, how long to be kept, data.
+            flags = [ir.Constant(number, value) for value in (0, locality, 1)]
+            function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+            builder.call(function, [builder.inttoptr(arguments[0], pointer), *flags])
+            return context.get_dummy_value()
 
-    def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        pointer, number = ir.IntType(8).as_pointer(), ir.IntType(32)
-        kind = ir.FunctionType(ir.VoidType(), [pointer, number, number, number])
-        fetch = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
-        # To read, to be kept in all caches, data.
-        flags = [ir.Constant(number, value) for value in (0, 3, 1)]
-        builder.call(fetch, [builder.inttoptr(arguments[0], pointer), *flags])
-        return context.get_dummy_value()
+        return types.void(types.uintp), generate
 
-    return types.void(types.uintp), generate
+    return fetch
+
+
+#: Have the line of memory at an address brought into the caches while other work goes on.
+prefetch = _fetcher(3)
+
+#: The same for what is read only once: it does not push other things out of the caches.
+prefetch_once = _fetcher(0)
