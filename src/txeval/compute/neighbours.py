@@ -41,8 +41,10 @@ _LARGEST = 1e30
 _SMALL = 1024
 #: A tile of 2 MiB stays in a core's cache between the product and the filter.
 _TILE_QUERIES = 512
-#: Rows of a candidate that are fetched early: so many candidates, from this width on.
+#: Candidates are compared in the order of their rows from this width on, and fetched so many before.
 _AHEAD, _FETCHED_FROM = 4, 64
+#: Bytes of the reference set that stay in a core's cache while all queries are compared with them.
+_CHUNK = 2**18
 #: Narrower points take longer to compare than to multiply.
 _HALVED_FROM = 24
 #: Their products with the sample stay there too.
@@ -219,6 +221,38 @@ def _filter(tile: Any, start: int, threshold: Any, rows: Any, values: Any, count
 
 
 @jit
+def _compare(reference: Any, queries: Any, rows: Any, kept: Any, squared: Any) -> None:
+    """Squared distances of queries to the first `kept` of their candidates `rows`.
+
+    They are taken by chunks of the reference set, so that a row that several queries ask for is read once.
+    """
+    n, d = reference.shape
+    chunk = max(1, _CHUNK // (4 * d))
+    starts = np.zeros(n // chunk + 2, np.int64)
+    for q in range(len(kept)):
+        for a in range(kept[q]):
+            starts[rows[q, a] // chunk + 1] += 1
+    for c in range(1, len(starts)):
+        starts[c] += starts[c - 1]
+    total = starts[-1]
+    whose, place = np.empty(total, np.int32), np.empty(total, np.int32)
+    for q in range(len(kept)):
+        for a in range(kept[q]):
+            c = rows[q, a] // chunk
+            whose[starts[c]], place[starts[c]] = q, a
+            starts[c] += 1
+    # Of longer rows the processor fetches the rest.
+    lines = min(16, d // 16)
+    for t in range(total):
+        later = min(t + _AHEAD, total - 1)
+        row = reference.ctypes.data + 4 * d * np.int64(rows[whose[later], place[later]])
+        for line in range(lines):
+            prefetch(row + 64 * line)
+        q, a = whose[t], place[t]
+        squared[q, a] = squared_distance(queries[q], reference[rows[q, a]])
+
+
+@jit
 def _decide(
     reference: Any,
     queries: Any,
@@ -234,37 +268,46 @@ def _decide(
     distances: Any,
     indices: Any,
 ) -> Any:
-    """Answer each query from its candidates; return which answers are certain to be exact."""
+    """Answer each query from its candidates, of which the nearer ones move to the front of `rows`.
+
+    Returns which answers are certain to be exact.
+    """
     m, room = rows.shape
-    d = reference.shape[1]
+    n, d = reference.shape
     certain = np.zeros(m, np.bool_)
-    squared = np.empty(room, np.float64)
-    near = np.empty(room, np.int64)
     bins = np.empty(256, np.int64)
-    # Rows of few lines come in time by themselves, and of long ones the processor fetches the rest.
-    ahead = min(4, d // 16) if d >= _FETCHED_FROM else 0
-    for q in range(m):
-        count = counts[q]
-        if count < k or count > room:
-            continue
-        kth = np.float64(_reached_by(values[q, :count], k, bins))
-        error = _error(d, norms[q], max(kth + norms[q], 0.0), lost[q], largest)
-        limit = min(np.float64(threshold[q]), kth + 2 * error)
-        kept = 0
-        for a in range(count):
-            near[kept] = rows[q, a]
-            kept += values[q, a] <= limit
-        if kept < k:
-            continue
-        for a in range(kept):
-            if ahead:
-                for line in range(ahead):
-                    prefetch(reference.ctypes.data + 4 * d * near[min(a + _AHEAD, kept - 1)] + 64 * line)
-            squared[a] = squared_distance(queries[q], reference[near[a]])
-        # Anything that rounds to the k-th distance or less could belong to the answer; 2^-149 is the smallest float32.
-        last = (_keep_nearest(squared[:kept], near[:kept], k, distances[q], indices[q]) + 2.0**-149) * scale
-        reach = last * last * (1 + 4 * _ROUNDING)
-        certain[q] = reach - norms[q] + _error(d, norms[q], reach, lost[q], largest) <= limit
+    limits = np.empty(m)
+    kept = np.zeros(m, np.int64)
+    # Wide points are compared by chunks of the reference set, with many queries at once.
+    group = m if d >= _FETCHED_FROM else 1
+    squared = np.empty((group, room))
+    for first in range(0, m, group):
+        for q in range(first, first + group):
+            count = counts[q]
+            if count < k or count > room:
+                continue
+            kth = np.float64(_reached_by(values[q, :count], k, bins))
+            error = _error(d, norms[q], max(kth + norms[q], 0.0), lost[q], largest)
+            limits[q] = min(np.float64(threshold[q]), kth + 2 * error)
+            near = 0
+            for a in range(count):
+                rows[q, near] = rows[q, a]
+                near += values[q, a] <= limits[q]
+            kept[q] = near if near >= k else 0
+        if group > 1:
+            _compare(reference, queries, rows, kept, squared)
+        else:
+            for a in range(kept[first]):
+                squared[0, a] = squared_distance(queries[first], reference[rows[first, a]])
+        for q in range(first, first + group):
+            if not kept[q]:
+                continue
+            found, near_rows = squared[q - first, : kept[q]], rows[q, : kept[q]]
+            # Anything that rounds to the k-th distance or less could belong to the answer; 2^-149 is the smallest
+            # float32.
+            last = (_keep_nearest(found, near_rows, k, distances[q], indices[q]) + 2.0**-149) * scale
+            reach = last * last * (1 + 4 * _ROUNDING)
+            certain[q] = reach - norms[q] + _error(d, norms[q], reach, lost[q], largest) <= limits[q]
     return certain
 
 
