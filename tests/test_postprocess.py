@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
 from txeval import postprocess
+from txeval.compute.arrays import BLOCK_ELEMENTS, row_blocks
 from txeval.compute.memory import is_mapped
 from txeval.errors import InputError, NotComputable
 from txeval.postprocess import POST_PROCESSINGS, Fitted, PostProcessed, center_scaling, centering, fit, tvn
@@ -165,6 +167,28 @@ def test_maps_in_a_file_are_those_in_memory(d, monkeypatch, tmp_path):
             np.testing.assert_array_equal(fitted.apply(x, codes), held.apply(x, codes))
     with np.load(tmp_path / "filed") as file:
         np.testing.assert_array_equal(file["matrices"], held.matrices)
+
+
+def test_beside_the_mapped_rows_less_than_a_block_of_memory_is_taken():
+    rng = np.random.default_rng(9)
+    n, d, n_batches = 24_000, 512, 20
+    x = rng.standard_normal((n, d), dtype=np.float32)
+    batch, is_control = np.arange(n) % n_batches, np.arange(n) < 12_000
+    fit("tvn", x[:2000], np.ones(2000, dtype=bool), batch[:2000] // 10, 2)
+    block = 4 * BLOCK_ELEMENTS
+    tracemalloc.start()
+    try:
+        fitted = fit("tvn", x, is_control, batch, n_batches)
+        fitting = tracemalloc.get_traced_memory()[1]
+        tracemalloc.reset_peak()
+        rows = next(row_blocks(n, d))
+        result = fitted.apply(x[rows], batch[rows])
+        applying = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert is_mapped(fitted.matrices) and fitted.matrices.nbytes > 2 * block
+    assert fitting < block
+    assert applying < result.nbytes + block
 
 
 def test_no_row_depends_on_those_mapped_with_it():

@@ -47,7 +47,7 @@ _ROUNDING = 1e-5
 #: Controls that it is measured on.
 _SAMPLE = 1024
 
-#: float64 values of whitened rows whose products are summed at a time.
+#: Values of controls that are read, and whose products are summed, at a time.
 _SUMMED_ELEMENTS = 2**18
 
 #: Above this size, that of a block of rows, maps lie in a file and are read batch by batch.
@@ -380,7 +380,8 @@ def fit(
     needed = 1 if name == "centering" else 2
     if len(controls) < needed:
         raise NotComputable(f"{name} is fitted on controls: {len(controls)} there, at least {needed} needed")
-    moments = group_moments(X, controls, codes[controls], n_batches, max_elements=max_elements)
+    few_values = min(max_elements or BLOCK_ELEMENTS, _SUMMED_ELEMENTS)
+    moments = group_moments(X, controls, codes[controls], n_batches, max_elements=few_values)
     if not (np.isfinite(moments.mean).all() and np.isfinite(moments.squares).all()):
         raise InputError("the embedding of the controls holds NaN or infinite values", remedy="remove or fill them")
     present = np.bincount(codes, minlength=n_batches) > 0
@@ -479,24 +480,13 @@ def _coral(
     for batch in np.flatnonzero(~few):
         m = int(moments.count[batch])
         rows = controls[ends[batch] - m : ends[batch]]
-        if m > d:
-            covariance = np.zeros((d, d))
-            for part in row_blocks(m, d, min(max_elements or BLOCK_ELEMENTS, _SUMMED_ELEMENTS)):
-                white = _whitened(X, rows[part], moments.mean[batch], panels)
-                covariance += product(white.T, white)
-            variances, axes = np.linalg.eigh(covariance / (m - 1))
-            half = axes / np.sqrt(np.sqrt(np.maximum(variances, 0.0) + shrinkage))
-            matrix = product(base, half @ half.T)
+        if factored[batch]:
+            place = factors[first_factor[batch] : first_factor[batch + 1]]
+            white = _whitened(X, rows, moments.mean[batch], panels)
+            place[:] = _root_factor(white / np.sqrt(m - 1), shrinkage)
         else:
-            factor = _root_factor(_whitened(X, rows, moments.mean[batch], panels) / np.sqrt(m - 1), shrinkage)
-            if factored[batch]:
-                place = factors[first_factor[batch] : first_factor[batch + 1]]
-                place[:] = factor
-                release(place)
-                continue
-            matrix = (base - product(product(base, factor.T), factor)) / np.sqrt(shrinkage)
-        place = matrices[matrix_of[batch]]
-        place[:] = pack(matrix)
+            place = matrices[matrix_of[batch]]
+            place[:] = pack(_aligned(X, rows, moments.mean[batch], base, panels, shrinkage, max_elements))
         release(place)
     return {
         "base": base,
@@ -507,19 +497,60 @@ def _coral(
     }
 
 
+def _aligned(
+    X: Rows,
+    rows: Ints,
+    mean: F64,
+    base: F64,
+    panels: npt.NDArray[Any],
+    shrinkage: float,
+    max_elements: int | None,
+) -> F64:
+    """Whitening and alignment of one batch as a matrix, from the rows of its controls."""
+    m, d = len(rows), len(mean)
+    if m <= d:
+        factor = _root_factor(_whitened(X, rows, mean, panels) / np.sqrt(m - 1), shrinkage)
+        return np.asarray((base - product(product(base, factor.T), factor)) / np.sqrt(shrinkage), dtype=np.float64)
+    # In functions of their own, which give the memory of what lies between back.
+    root = _inverse_root(_covariance(X, rows, mean, panels, max_elements), shrinkage)
+    return np.asarray(product(base, root), dtype=np.float64)
+
+
+def _covariance(X: Rows, rows: Ints, mean: F64, panels: npt.NDArray[Any], max_elements: int | None) -> F64:
+    """Of whitened rows (ddof 1)."""
+    m, d = len(rows), len(mean)
+    out = np.zeros((d, d))
+    for part in row_blocks(m, d, min(max_elements or BLOCK_ELEMENTS, _SUMMED_ELEMENTS)):
+        white = _whitened(X, rows[part], mean, panels)
+        out += product(white.T, white)
+    out /= m - 1
+    return out
+
+
+def _inverse_root(covariance: F64, shrinkage: float) -> F64:
+    """(C + s I)^(-1/2) of a covariance matrix C."""
+    variances, axes = np.linalg.eigh(covariance)
+    half = axes / np.sqrt(np.sqrt(np.maximum(variances, 0.0) + shrinkage))
+    return np.asarray(half @ half.T, dtype=np.float64)
+
+
 def _rounding(X: Rows, controls: Ints, whitening: _Whitening) -> float:
     """Root mean square of what products in float32 change whitened controls by.
 
     It is measured, since it depends on more than the ratio of the largest to the smallest deviation along an axis: on
     how many axes are short, and on the order of the features.
     """
-    x = take_rows(X, controls[:: -(-len(controls) // _SAMPLE)])
-    centred = np.empty(x.shape)
-    _centre(x, np.arange(len(x)), whitening.mean, centred)
-    exact, rounded = (
-        multiply(centred.astype(dtype), pack(whitening.base, dtype), x.shape[1]) for dtype in (np.float64, np.float32)
-    )
-    return float(np.sqrt(np.mean((rounded - exact) ** 2)))
+    rows = controls[:: -(-len(controls) // _SAMPLE)]
+    d = len(whitening.mean)
+    panels = [pack(whitening.base, dtype) for dtype in (np.float64, np.float32)]
+    total = 0.0
+    for part in row_blocks(len(rows), d, _GROUP_ELEMENTS):
+        x = take_rows(X, rows[part])
+        centred = np.empty(x.shape)
+        _centre(x, np.arange(len(x)), whitening.mean, centred)
+        exact, rounded = (multiply(centred.astype(one.dtype), one, d) for one in panels)
+        total += float(np.sum((rounded - exact) ** 2))
+    return float(np.sqrt(total / (len(rows) * d)))
 
 
 def _whitened(X: Rows, rows: Ints, mean: F64, panels: npt.NDArray[Any]) -> F64:

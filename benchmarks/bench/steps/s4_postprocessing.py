@@ -11,7 +11,7 @@ from benchmarks.bench.measure import Case, Check, Repeated, Step, Way
 from sklearn.decomposition import PCA
 from sklearn.preprocessing import StandardScaler
 
-from txeval.compute.arrays import row_blocks
+from txeval.compute.arrays import BLOCK_ELEMENTS, row_blocks
 from txeval.postprocess import Fitted, PostProcessed, fit
 
 FULL, CONTROLS, BATCHES = 1_980_000, 75_328, 267
@@ -150,7 +150,7 @@ def scaling(quick: bool) -> Case:
 
 
 STEPS = (
-    # One block of reading is 16 MiB; beside it a task holds the maps themselves, 267 x 512 x 512 values.
-    Step("tvn", "TVN", tvn, {"fractional_matrix_power": 10}),
+    # The rows of a block, before and after, and less than another one beside them.
+    Step("tvn", "TVN", tvn, {"fractional_matrix_power": 10}, at_most_mib=3 * 4 * BLOCK_ELEMENTS / 2**20),
     Step("center_scaling", "Center scaling", scaling),
 )
