@@ -273,7 +273,7 @@ def _decide(
     Returns which answers are certain to be exact.
     """
     m, room = rows.shape
-    n, d = reference.shape
+    d = reference.shape[1]
     certain = np.zeros(m, np.bool_)
     bins = np.empty(256, np.int64)
     limits = np.empty(m)
