@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from txeval.compute.arrays import F32, Ints
+from txeval.compute.machine import resolve_device
 from txeval.data.matrix import open_store
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
 from txeval.embed.checkpoints import UNTRAINED, KeyReport, file_digest
@@ -99,24 +100,14 @@ def choice(model: str, options: Mapping[str, Any], name: str, allowed: Sequence[
 
 
 def pick_device(wanted: str, precision: str = "float32") -> torch.device:
-    """The device to compute on: `auto` is cuda where there is one.
+    """The device to compute on; see `txeval.compute.machine.resolve_device`.
 
     Raises
     ------
     InputError
         There is no such device, or half precision is asked for elsewhere than on cuda.
     """
-    try:
-        device = torch.device(("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted)
-    except RuntimeError as why:
-        raise InputError(f"there is no device {wanted!r}", remedy="choose auto, cpu or cuda") from why
-    if device.type not in ("cpu", "cuda"):
-        raise InputError(f"device {wanted!r} is not supported", remedy="choose auto, cpu or cuda")
-    if device.type == "cuda" and (not torch.cuda.is_available() or (device.index or 0) >= torch.cuda.device_count()):
-        raise InputError(
-            f"device {wanted!r} is not there: this torch ({torch.__version__}) sees {torch.cuda.device_count()} GPUs",
-            remedy="choose auto or cpu, or install torch for your GPU",
-        )
+    device = torch.device(resolve_device(wanted))
     if precision not in ("float32", "bfloat16", "float16"):
         raise InputError(f"precision is {precision!r}", remedy="choose one of: float32, bfloat16, float16")
     if precision != "float32" and device.type != "cuda":

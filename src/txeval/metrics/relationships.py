@@ -164,6 +164,10 @@ class RelationMap:
         return len(self.cosines)
 
     @cached_property
+    def _index(self) -> pd.Index:
+        return pd.Index(self.genes)
+
+    @cached_property
     def _sorted(self) -> npt.NDArray[Any]:
         return np.sort(self.cosines)
 
@@ -196,7 +200,7 @@ class RelationMap:
             they are, with their case.
         """
         a, b = _two_columns(relations)
-        index = pd.Index(self.genes)
+        index = self._index
         first, second = index.get_indexer(pd.Index(a)), index.get_indexer(pd.Index(b))
         inside = (first >= 0) & (second >= 0)
         itself = inside & (first == second)
