@@ -247,7 +247,7 @@ def test_dense_and_sparse_screens_agree(tiny: Tiny, weights: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"device": "cuda"}, "device 'cuda' is not there"),
+        ({"device": "cuda"}, "the device cuda is asked for"),
         ({"device": "tpu"}, "tpu"),
         ({"device": "mps"}, "mps"),
         ({"precision": "float16"}, "precision float16 is for cuda only"),
