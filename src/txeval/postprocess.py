@@ -198,7 +198,7 @@ class Fitted:
             "coral": np.bool_(self.params.get("coral", False)),
             "shrinkage": np.float64(self.params.get("shrinkage", np.nan)),
         }
-        arrays |= {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
+        arrays |= {name: getattr(self, name) for name in _ARRAYS}
         partial = path.with_name(f".{path.name}.{os.getpid()}-{uuid.uuid4().hex[:12]}.partial")
         try:
             with partial.open("wb") as handle:
@@ -242,7 +242,7 @@ def _write(handle: IO[bytes], arrays: Mapping[str, npt.NDArray[Any]]) -> None:
             # A field of a kind that no reader knows.
             member.extra = struct.pack("<HH", 0xFFFF, fill) + bytes(fill)
             with archive.open(member, "w", force_zip64=True) as out:
-                np.lib.format.write_array(out, np.asanyarray(array), allow_pickle=False)
+                np.lib.format.write_array(out, np.asarray(array), allow_pickle=False)
 
 
 def _mapped(path: str | Path, name: str) -> npt.NDArray[Any] | None:
@@ -380,8 +380,8 @@ def fit(
     needed = 1 if name == "centering" else 2
     if len(controls) < needed:
         raise NotComputable(f"{name} is fitted on controls: {len(controls)} there, at least {needed} needed")
-    few_values = min(max_elements or BLOCK_ELEMENTS, _SUMMED_ELEMENTS)
-    moments = group_moments(X, controls, codes[controls], n_batches, max_elements=few_values)
+    at_once = min(max_elements or BLOCK_ELEMENTS, _SUMMED_ELEMENTS)
+    moments = group_moments(X, controls, codes[controls], n_batches, max_elements=at_once)
     if not (np.isfinite(moments.mean).all() and np.isfinite(moments.squares).all()):
         raise InputError("the embedding of the controls holds NaN or infinite values", remedy="remove or fill them")
     present = np.bincount(codes, minlength=n_batches) > 0
@@ -402,14 +402,14 @@ def fit(
             deviation = np.sqrt(np.where(few[:, None], squares / len(controls), moments.squares / count))
             scale = 1.0 / _or_one(deviation, center)
         return Fitted(**common, fallback_batches=np.flatnonzero(few & present), center=center, scale=scale)
-    whitening = _whitening(X, controls, moments, max_elements)
+    whitening = _whitening(X, controls, moments, at_once)
     if not coral:
         maps: dict[str, Any] = {
             "matrices": pack(whitening.base)[None],
             "matrix_of": np.zeros(n_batches, dtype=np.int64),
         }
         return Fitted(**common, center=whitening.mean[None], **maps)
-    aligned = _coral(X, controls, moments, whitening, shrinkage, max_elements)
+    aligned = _coral(X, controls, moments, whitening, shrinkage, at_once)
     return Fitted(**common, fallback_batches=np.flatnonzero(few & present), center=whitening.mean[None], **aligned)
 
 
@@ -426,13 +426,13 @@ class _Whitening:
     variance: F64
 
 
-def _whitening(X: Rows, controls: Ints, moments: GroupMoments, max_elements: int | None) -> _Whitening:
+def _whitening(X: Rows, controls: Ints, moments: GroupMoments, at_once: int) -> _Whitening:
     """z-score, rotation to principal components and second z-score of all controls, as one matrix."""
     n, mean, squares = moments.pooled()
     d = len(mean)
     deviation = _or_one(np.sqrt(squares / n), mean)
     correlation = np.zeros((d, d))
-    for part in row_blocks(n, d, min(max_elements or BLOCK_ELEMENTS, _SUMMED_ELEMENTS)):
+    for part in row_blocks(n, d, at_once):
         z = (take_rows(X, controls[part]).astype(np.float64) - mean) / deviation
         correlation += product(z.T, z)
     variances, axes = np.linalg.eigh(correlation / n)
@@ -451,7 +451,7 @@ def _coral(
     moments: GroupMoments,
     whitening: _Whitening,
     shrinkage: float,
-    max_elements: int | None,
+    at_once: int,
 ) -> dict[str, Any]:
     """Per batch (C_b + shrinkage I)^(-1/2), C_b the covariance (ddof 1) of its whitened controls.
 
@@ -468,7 +468,7 @@ def _coral(
     first_factor = np.concatenate([[0], np.cumsum(np.where(factored, moments.count, 0))])
     size = n_batches * panel_count(d) * WIDTH * d * 8
     # A batch's root amplifies rounding by at most 1 / sqrt(shrinkage).
-    harmless = size > _FLOAT64_MAP_BYTES and _rounding(X, controls, whitening) <= _ROUNDING * np.sqrt(shrinkage)
+    harmless = size > _FLOAT64_MAP_BYTES and _rounding(X, controls, whitening, panels) <= _ROUNDING * np.sqrt(shrinkage)
     dtype = np.float32 if harmless else np.float64
     n_matrices = int(few.any()) + int((~factored & ~few).sum())
     matrices = held_array((n_matrices, panel_count(d), d, WIDTH), dtype, _HELD_BYTES)
@@ -486,7 +486,7 @@ def _coral(
             place[:] = _root_factor(white / np.sqrt(m - 1), shrinkage)
         else:
             place = matrices[matrix_of[batch]]
-            place[:] = pack(_aligned(X, rows, moments.mean[batch], base, panels, shrinkage, max_elements))
+            place[:] = pack(_aligned(X, rows, moments.mean[batch], base, panels, shrinkage, at_once))
         release(place)
     return {
         "base": base,
@@ -504,7 +504,7 @@ def _aligned(
     base: F64,
     panels: npt.NDArray[Any],
     shrinkage: float,
-    max_elements: int | None,
+    at_once: int,
 ) -> F64:
     """Whitening and alignment of one batch as a matrix, from the rows of its controls."""
     m, d = len(rows), len(mean)
@@ -512,15 +512,15 @@ def _aligned(
         factor = _root_factor(_whitened(X, rows, mean, panels) / np.sqrt(m - 1), shrinkage)
         return np.asarray((base - product(product(base, factor.T), factor)) / np.sqrt(shrinkage), dtype=np.float64)
     # In functions of their own, which give the memory of what lies between back.
-    root = _inverse_root(_covariance(X, rows, mean, panels, max_elements), shrinkage)
+    root = _inverse_root(_covariance(X, rows, mean, panels, at_once), shrinkage)
     return np.asarray(product(base, root), dtype=np.float64)
 
 
-def _covariance(X: Rows, rows: Ints, mean: F64, panels: npt.NDArray[Any], max_elements: int | None) -> F64:
+def _covariance(X: Rows, rows: Ints, mean: F64, panels: npt.NDArray[Any], at_once: int) -> F64:
     """Of whitened rows (ddof 1)."""
     m, d = len(rows), len(mean)
     out = np.zeros((d, d))
-    for part in row_blocks(m, d, min(max_elements or BLOCK_ELEMENTS, _SUMMED_ELEMENTS)):
+    for part in row_blocks(m, d, at_once):
         white = _whitened(X, rows[part], mean, panels)
         out += product(white.T, white)
     out /= m - 1
@@ -534,7 +534,7 @@ def _inverse_root(covariance: F64, shrinkage: float) -> F64:
     return np.asarray(half @ half.T, dtype=np.float64)
 
 
-def _rounding(X: Rows, controls: Ints, whitening: _Whitening) -> float:
+def _rounding(X: Rows, controls: Ints, whitening: _Whitening, panels: npt.NDArray[Any]) -> float:
     """Root mean square of what products in float32 change whitened controls by.
 
     It is measured, since it depends on more than the ratio of the largest to the smallest deviation along an axis: on
@@ -542,23 +542,26 @@ def _rounding(X: Rows, controls: Ints, whitening: _Whitening) -> float:
     """
     rows = controls[:: -(-len(controls) // _SAMPLE)]
     d = len(whitening.mean)
-    panels = [pack(whitening.base, dtype) for dtype in (np.float64, np.float32)]
+    short = pack(whitening.base, np.float32)
     total = 0.0
     for part in row_blocks(len(rows), d, _GROUP_ELEMENTS):
-        x = take_rows(X, rows[part])
-        centred = np.empty(x.shape)
-        _centre(x, np.arange(len(x)), whitening.mean, centred)
-        exact, rounded = (multiply(centred.astype(one.dtype), one, d) for one in panels)
-        total += float(np.sum((rounded - exact) ** 2))
+        centred = _centred(X, rows[part], whitening.mean)
+        rounded = multiply(centred.astype(np.float32), short, d)
+        total += float(np.sum((rounded - multiply(centred, panels, d)) ** 2))
     return float(np.sqrt(total / (len(rows) * d)))
+
+
+def _centred(X: Rows, rows: Ints, mean: F64) -> F64:
+    """Rows less a mean."""
+    x = take_rows(X, rows)
+    out = np.empty(x.shape)
+    _centre(x, np.arange(len(x)), mean, out)
+    return out
 
 
 def _whitened(X: Rows, rows: Ints, mean: F64, panels: npt.NDArray[Any]) -> F64:
     """Rows less a mean, in the axes of the whitening."""
-    x = take_rows(X, rows)
-    centred = np.empty(x.shape)
-    _centre(x, np.arange(len(x)), mean, centred)
-    return np.asarray(multiply(centred, panels, x.shape[1]), dtype=np.float64)
+    return np.asarray(multiply(_centred(X, rows, mean), panels, len(mean)), dtype=np.float64)
 
 
 def _root_factor(white: F64, shrinkage: float) -> F64:
