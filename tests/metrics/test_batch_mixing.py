@@ -6,6 +6,7 @@ import json
 
 import numpy as np
 import pytest
+from benchmarks.bench.steps.s1_neighbours import ilisi_by_definition
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -82,22 +83,7 @@ def test_the_bisection_stops_where_that_of_the_published_code_does():
     draw = np.random.default_rng(11)
     X = (3 + draw.normal(size=(1500, 12))).astype(np.float32)
     batch = draw.integers(0, 6, 1500)
-    wide, expected = X.astype(np.float64), []
-    for i in range(len(X)):
-        distances = np.sqrt(((wide - wide[i]) ** 2).sum(axis=1))
-        distances[i] = np.inf
-        near = np.argsort(distances)[:89]
-        d, beta, low, high = distances[near], 1.0, -np.inf, np.inf
-        for _ in range(51):
-            p = np.exp(-d * beta)
-            difference = np.log(p.sum()) + beta * (d * p).sum() / p.sum() - np.log(30)
-            if abs(difference) < 1e-5:
-                break
-            if difference > 0:
-                low, beta = beta, beta * 2 if np.isinf(high) else (beta + high) / 2
-            else:
-                high, beta = beta, beta / 2 if np.isinf(low) else (beta + low) / 2
-        expected.append(1 / sum((p[batch[near] == b].sum() / p.sum()) ** 2 for b in range(6)))
+    expected = ilisi_by_definition(X, batch, len(X), 30)
     np.testing.assert_allclose(ilisi(X, batch, perplexity=30), expected, rtol=1e-10)
 
 

@@ -104,20 +104,20 @@ def votes(quick: bool) -> Case:
     )
 
 
-def loop(x: np.ndarray, batch: np.ndarray, few: int) -> np.ndarray:
-    """iLISI by its definition in float64: distances, a bisection and a sum over batches per sample."""
+def ilisi_by_definition(x: np.ndarray, batch: np.ndarray, few: int, perplexity: int) -> np.ndarray:
+    """iLISI of the first few samples in float64: distances, the published bisection and a sum over batches each."""
     wide = x.astype(np.float64)
     scores = []
     for i in range(few):
         distance = np.sqrt(((wide - wide[i]) ** 2).sum(axis=1))
         distance[i] = -1.0
-        near = np.argsort(distance, kind="stable")[1 : 3 * PERPLEXITY]
+        near = np.argsort(distance, kind="stable")[1 : 3 * perplexity]
         d = distance[near]
         beta, low, high = 1.0, -np.inf, np.inf
         for _ in range(51):
             p = np.exp(-d * beta)
             total = p.sum()
-            difference = np.log(total) + beta * (d * p).sum() / total - np.log(PERPLEXITY)
+            difference = np.log(total) + beta * (d * p).sum() / total - np.log(perplexity)
             p /= total
             if abs(difference) < 1e-5:
                 break
@@ -125,7 +125,7 @@ def loop(x: np.ndarray, batch: np.ndarray, few: int) -> np.ndarray:
                 low, beta = beta, beta * 2 if np.isinf(high) else (beta + high) / 2
             else:
                 high, beta = beta, beta / 2 if np.isinf(low) else (beta + low) / 2
-        scores.append(1 / sum(p[batch[near] == c].sum() ** 2 for c in range(BATCHES)))
+        scores.append(1 / sum(p[batch[near] == c].sum() ** 2 for c in np.unique(batch)))
     return np.array(scores)
 
 
@@ -151,7 +151,7 @@ def mixing(quick: bool) -> Case:
         return [
             Check(
                 f"largest difference from the definition, {few} samples",
-                float(abs(ours[0][:few] - loop(x, batch, few)).max()),
+                float(abs(ours[0][:few] - ilisi_by_definition(x, batch, few, PERPLEXITY)).max()),
                 1e-4,
             )
         ]
