@@ -224,9 +224,14 @@ def _filter(tile: Any, start: int, threshold: Any, rows: Any, values: Any, count
 def _compare(reference: Any, queries: Any, rows: Any, kept: Any, squared: Any) -> None:
     """Squared distances of queries to the first `kept` of their candidates `rows`.
 
-    They are taken by chunks of the reference set, so that a row that several queries ask for is read once.
+    Of wide points they are taken by chunks of the reference set: a row that several queries ask for is read once.
     """
     n, d = reference.shape
+    if d < _FETCHED_FROM:
+        for q in range(len(kept)):
+            for a in range(kept[q]):
+                squared[q, a] = squared_distance(queries[q], reference[rows[q, a]])
+        return
     chunk = max(1, _CHUNK // (4 * d))
     starts = np.zeros(n // chunk + 2, np.int64)
     for q in range(len(kept)):
@@ -278,36 +283,28 @@ def _decide(
     bins = np.empty(256, np.int64)
     limits = np.empty(m)
     kept = np.zeros(m, np.int64)
-    # Wide points are compared by chunks of the reference set, with many queries at once.
-    group = m if d >= _FETCHED_FROM else 1
-    squared = np.empty((group, room))
-    for first in range(0, m, group):
-        for q in range(first, first + group):
-            count = counts[q]
-            if count < k or count > room:
-                continue
-            kth = np.float64(_reached_by(values[q, :count], k, bins))
-            error = _error(d, norms[q], max(kth + norms[q], 0.0), lost[q], largest)
-            limits[q] = min(np.float64(threshold[q]), kth + 2 * error)
-            near = 0
-            for a in range(count):
-                rows[q, near] = rows[q, a]
-                near += values[q, a] <= limits[q]
-            kept[q] = near if near >= k else 0
-        if group > 1:
-            _compare(reference, queries, rows, kept, squared)
-        else:
-            for a in range(kept[first]):
-                squared[0, a] = squared_distance(queries[first], reference[rows[first, a]])
-        for q in range(first, first + group):
-            if not kept[q]:
-                continue
-            found, near_rows = squared[q - first, : kept[q]], rows[q, : kept[q]]
-            # Anything that rounds to the k-th distance or less could belong to the answer; 2^-149 is the smallest
-            # float32.
-            last = (_keep_nearest(found, near_rows, k, distances[q], indices[q]) + 2.0**-149) * scale
-            reach = last * last * (1 + 4 * _ROUNDING)
-            certain[q] = reach - norms[q] + _error(d, norms[q], reach, lost[q], largest) <= limits[q]
+    for q in range(m):
+        count = counts[q]
+        if count < k or count > room:
+            continue
+        kth = np.float64(_reached_by(values[q, :count], k, bins))
+        error = _error(d, norms[q], max(kth + norms[q], 0.0), lost[q], largest)
+        limits[q] = min(np.float64(threshold[q]), kth + 2 * error)
+        near = 0
+        for a in range(count):
+            rows[q, near] = rows[q, a]
+            near += values[q, a] <= limits[q]
+        kept[q] = near if near >= k else 0
+    squared = np.empty((m, kept.max()))
+    _compare(reference, queries, rows, kept, squared)
+    for q in range(m):
+        if not kept[q]:
+            continue
+        found, near_rows = squared[q, : kept[q]], rows[q, : kept[q]]
+        # Anything that rounds to the k-th distance or less could belong to the answer; 2^-149 is the smallest float32.
+        last = (_keep_nearest(found, near_rows, k, distances[q], indices[q]) + 2.0**-149) * scale
+        reach = last * last * (1 + 4 * _ROUNDING)
+        certain[q] = reach - norms[q] + _error(d, norms[q], reach, lost[q], largest) <= limits[q]
     return certain
 
 
