@@ -58,6 +58,7 @@ def main() -> None:
     rank = np.where(hits > 0, 0, 1 + rng.integers(0, 2, QUERIES))
     ranked = Ranked(
         rank=rank,
+        tied=np.zeros_like(rank),
         truth=codes[1],
         classes=labels[1],
         ahead=np.where(rank[:, None] == 1, rng.integers(0, PERTURBATIONS, (QUERIES, 5)), -1),

@@ -295,7 +295,7 @@ def test_rotation_translation_and_order_of_rows(seed):
 
 def test_self_is_left_out_by_its_row():
     X = np.concatenate([np.zeros((6, 2)), [[1.0, 0.0]], [[2.0, 0.0]]])
-    (rows, distances, indices), *rest = self_neighbours(X, 3)
+    (rows, distances, indices), *rest = self_neighbours(NeighbourIndex(X), 3)
     assert not rest
     assert rows == slice(0, 8)
     assert indices[0].tolist() == [1, 2, 3]
@@ -303,7 +303,7 @@ def test_self_is_left_out_by_its_row():
     assert indices[5].tolist() == [0, 1, 2]
     assert indices[6].tolist() == [0, 1, 2]
     assert distances[7].tolist() == [1.0, 2.0, 2.0]
-    (_, _, everybody), *_ = self_neighbours(X, 100)
+    (_, _, everybody), *_ = self_neighbours(NeighbourIndex(X), 100)
     assert everybody.shape == (8, 7)
     assert all(i not in row for i, row in enumerate(everybody))
 

@@ -90,15 +90,20 @@ def test_ranks_are_those_of_one_hot_votes(case):
         k = len(X) + 50
     found = true_class_ranks(X, y, queries, truth, n_classes=n_classes, k=k)
     distances = np.sqrt(((queries[:, None].astype(np.float64) - X[None]) ** 2).sum(axis=2)).astype(np.float32)
-    near = np.argsort(distances, axis=1, kind="stable")[:, :k]
-    weights = 1 / (np.take_along_axis(distances, near, axis=1).astype(np.float64) + 1e-5)
-    votes = (np.eye(n_classes)[y[near]] * weights[:, :, None]).sum(axis=1)
-    # The class's place when classes are sorted by votes, equal ones by code.
-    order = np.argsort(-votes.round(6), axis=1, kind="stable")
-    expected = (order == truth[:, None]).argmax(axis=1)
-    expected[votes[np.arange(len(truth)), truth] == 0] = n_classes
-    assert found.k == min(k, len(X))
-    np.testing.assert_array_equal(found.rank, expected)
+    k = min(k, len(X))
+    last = np.sort(distances, axis=1)[:, k - 1 : k]
+    nearer, equal = distances < last, distances == last
+    # What ties at the k-th distance shares the places that are left.
+    places = nearer + equal * ((k - nearer.sum(axis=1)) / equal.sum(axis=1))[:, None]
+    votes = (places / (distances.astype(np.float64) + 1e-5)) @ np.eye(n_classes)[y]
+    own = votes[np.arange(len(truth)), truth][:, None]
+    rank = (votes > own * (1 + 1e-12)).sum(axis=1)
+    assert found.k == k
+    np.testing.assert_array_equal(found.rank, np.where(own[:, 0] > 0, rank, n_classes))
+    np.testing.assert_array_equal(
+        found.tied, np.where(own[:, 0] > 0, np.isclose(votes, own, rtol=1e-12, atol=0).sum(axis=1) - 1, 0)
+    )
+    assert any("share the places" in note for note in found.notes) == (case == "ties and duplicates")
 
 
 def test_votes_add_up_by_inverse_distance():
@@ -108,8 +113,12 @@ def test_votes_add_up_by_inverse_distance():
     assert [ranks(distances, labels, c, 3, k=1) for c in range(3)] == [0, 5, 5]
 
 
-def test_ties_go_to_the_lower_class():
-    assert [ranks([1.0, 1.0, 1.0], [2, 0, 1], c, 4) for c in range(3)] == [0, 1, 2]
+def test_classes_with_equal_votes_share_the_places():
+    assert [ranks([1.0, 1.0, 1.0], [2, 0, 1], c, 4) for c in range(3)] == [0, 0, 0]
+    X, query = np.ones((6, 1)), np.zeros((3, 1))
+    found = knn_accuracy(X, list("aabbcc"), query, list("abc"), k=6)
+    assert found["tied"].tolist() == [2, 2, 2]
+    assert (found["top1"], found["top5"]) == (pytest.approx(1 / 3), 1.0)
 
 
 def test_a_class_without_a_vote_is_never_right():
@@ -151,6 +160,9 @@ def test_majority_is_the_score_of_a_constant_answer():
     found = knn_accuracy(rng.normal(size=(100, 3)), y, np.zeros((100, 3)), truth, k=100)
     assert found["majority"] == 0.1
     assert commonest_share(np.array([0, 0, 1, 2, 2, 2]), np.array([0, 1, 2, 2, -1]), 3, top=2) == 0.6
+    # Two classes are equally common: each is the answer half of the time.
+    assert commonest_share(np.array([0, 0, 1, 2, 2]), np.array([0, 0, 0, 1]), 4) == 0.375
+    assert commonest_share(np.array([0, 0, 1, 2, 2]), np.array([0, 0, 0, 3]), 4, top=5) == 0.75
 
 
 def test_random_labels_score_at_chance():

@@ -225,11 +225,13 @@ def test_rows_on_demand_give_the_same(solver, monkeypatch):
     assert lazy.reads.count(100) == found["steps"] > 0
 
 
-def test_ranks_count_larger_scores_then_lower_classes():
+def test_ranks_count_larger_scores_and_equal_ones_apart():
     classifier = LinearClassifier(np.array([[1.0], [2.0], [2.0], [3.0]], np.float32), np.zeros(4, np.float32))
-    x = np.ones((5, 1))
-    found = true_class_ranks_of(classifier, x, np.array([0, 1, 2, 3, -1]), max_elements=4)
-    assert found.tolist() == [3, 1, 2, 0, 5]
+    x, ahead = np.ones((5, 1)), np.empty((5, 5), np.int64)
+    rank, tied = true_class_ranks_of(classifier, x, np.array([0, 1, 2, 3, -1]), max_elements=4, ahead=ahead)
+    assert rank.tolist() == [3, 1, 1, 0, 5]
+    assert tied.tolist() == [0, 1, 1, 0, 0]
+    assert ahead.tolist() == [[1, 2, 3, -1, -1], [3, -1, -1, -1, 2], [3, -1, -1, -1, 1], [-1] * 5, [-1] * 5]
 
 
 def test_scores_of_equal_inputs_do_not_favour():

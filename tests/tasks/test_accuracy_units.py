@@ -24,6 +24,7 @@ def guessed(rng: np.random.Generator) -> Ranked:
     names = np.asarray([f"p{i:02d}" for i in range(CLASSES)])
     return Ranked(
         rank=rank,
+        tied=np.zeros_like(rank),
         truth=truth,
         classes=names,
         ahead=ahead,

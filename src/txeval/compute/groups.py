@@ -21,11 +21,13 @@ __all__ = [
     "as_codes",
     "canonical_order",
     "checked_matrix",
+    "distinct_rows",
     "encode",
     "group_means",
     "group_sums",
     "group_unit_sums",
     "read_rows",
+    "row_hashes",
 ]
 
 #: Draws that share one random stream; fixed, so that no block size changes a draw.
@@ -241,8 +243,8 @@ def group_unit_sums(X: Rows, codes: Ints, n_groups: int, *, max_elements: int | 
 def canonical_order(X: Rows, rows: Ints, strata: Ints | None = None, *, columns: int = 4) -> Ints:
     """Rows sorted by stratum, then by the values of their first columns.
 
-    A draw by position in this order does not depend on the order of the samples in the file (up to samples that
-    agree in all these columns).
+    A draw by position in this order does not depend on the order of the samples in the file: those that agree in the
+    first columns are sorted by a hash of all their values, and only equal rows stay as they come.
 
     Parameters
     ----------
@@ -262,7 +264,52 @@ def canonical_order(X: Rows, rows: Ints, strata: Ints | None = None, *, columns:
     for block in row_blocks(len(rows), X.shape[1]):
         keys[:, block] = read_rows(X, rows[block])[:, :columns].T
     stratum = np.zeros(len(rows), dtype=np.int64) if strata is None else strata
-    return rows[np.lexsort([*keys[::-1], stratum])]
+    order = np.lexsort([*keys[::-1], stratum])
+    if columns == X.shape[1]:
+        return rows[order]
+    same = np.diff(stratum[order]) == 0
+    for key in keys:
+        same &= np.diff(key[order]) == 0
+    if same.any():
+        tied = np.flatnonzero(np.append(same, False) | np.append(False, same))
+        hashes = np.empty(len(tied), np.uint64)
+        for block in row_blocks(len(tied), X.shape[1]):
+            hashes[block] = row_hashes(read_rows(X, rows[order[tied[block]]]))
+        run = np.cumsum(np.append(True, ~same))[tied]
+        order[tied] = order[tied[np.lexsort([hashes, run])]]
+    return rows[order]
+
+
+@jit
+def _hash_rows(bits: Any, out: Any) -> None:
+    for i in range(len(bits)):
+        value = np.uint64(0xCBF29CE484222325)
+        for j in range(bits.shape[1]):
+            value = (value ^ np.uint64(bits[i, j])) * np.uint64(0x9E3779B97F4A7C15)
+            value ^= value >> np.uint64(32)
+        out[i] = value
+
+
+def row_hashes(block: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
+    """A number per row (m, d) of floats that depends on its values alone; equal for equal rows (0 equals -0)."""
+    values = np.ascontiguousarray(block) + block.dtype.type(0)
+    out = np.empty(len(values), np.uint64)
+    _hash_rows(values.view(np.uint32 if values.itemsize == 4 else np.uint64), out)
+    return out
+
+
+def distinct_rows(hashes: npt.NDArray[np.uint64]) -> tuple[Ints, Ints] | None:
+    """First row of each kind, and the kind of each row, from the hashes of all rows; None where no row repeats.
+
+    Blocked matrix products may round the same row differently at different places. What is computed from the first
+    row of each kind is the same for equal rows, to the last bit.
+    """
+    kind, distinct = pd.factorize(hashes)
+    if len(distinct) == len(hashes):
+        return None
+    # Kinds are numbered as they first occur.
+    first = np.flatnonzero(np.diff(np.maximum.accumulate(kind), prepend=-1))
+    return first, kind.astype(np.int64)
 
 
 @jit

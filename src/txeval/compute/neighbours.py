@@ -29,7 +29,18 @@ from txeval.compute.scan import ROWS, halved, halves_pay, pack, pays, scan
 from txeval.compute.threads import torch_threads
 from txeval.errors import InputError
 
-__all__ = ["NeighbourIndex", "at_least_one", "finite_rows", "neighbours", "self_neighbours", "squared_distance"]
+__all__ = [
+    "NeighbourIndex",
+    "Neighbourhood",
+    "at_least_one",
+    "equal_rows",
+    "finite_rows",
+    "neighbours",
+    "self_neighbours",
+    "squared_distance",
+    "tie_remark",
+    "tied_at",
+]
 
 #: Largest relative error of one float32 operation.
 _ROUNDING = 2.0**-24
@@ -337,6 +348,31 @@ def _whole_rows(reference: Any, queries: Any, which: Any, k: int, distances: Any
         _keep_nearest(squared, everything, k, distances[q], indices[q])
 
 
+@jit
+def _squared_distances(reference: Any, query: Any, out: Any) -> None:
+    for a in range(len(reference)):
+        out[a] = squared_distance(query, reference[a])
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """The k nearest of one query, and all samples that tie with the k-th.
+
+    Attributes
+    ----------
+    rows, distances
+        (s,) int64 and float32: the samples nearer than the k-th, ascending. k - s places are left.
+    tied, distance
+        (t,) int64: all samples at the distance of the k-th, equal in float32; that distance. The first of them is the
+        nearest in float64.
+    """
+
+    rows: Ints
+    distances: F32
+    tied: Ints
+    distance: float
+
+
 @dataclass(frozen=True)
 class _Halves:
     """Points in bfloat16: panels for `scan`, the largest share of a norm that rounding took, the largest norm."""
@@ -458,6 +494,20 @@ class NeighbourIndex:
             indices = np.empty((len(block), k), np.int64)
             self._fill(block, k, distances, indices, threads, device, max_elements)
             yield rows, distances, indices
+
+    def neighbourhood(self, query: F32, k: int) -> Neighbourhood:
+        """Find the k nearest of one query (d,) float32, and all samples that tie with the last of them.
+
+        Distances are ties where they are equal in float32, as they are in `blocks`: equal rows always tie.
+        """
+        squared = np.empty(self.n)
+        _squared_distances(self.reference, np.ascontiguousarray(query), squared)
+        distances = np.sqrt(squared).astype(np.float32)
+        kth = np.partition(distances, k - 1)[k - 1]
+        near, tied = np.flatnonzero(distances < kth), np.flatnonzero(distances == kth)
+        near = near[np.argsort(distances[near], kind="stable")]
+        tied = tied[np.argsort(squared[tied], kind="stable")]
+        return Neighbourhood(near, distances[near], tied, float(kth))
 
     def _fill(
         self, queries: F32, k: int, distances: F32, indices: Ints, threads: int, device: str, max_elements: int | None
@@ -634,17 +684,41 @@ def neighbours(
     return distances, indices
 
 
+def tied_at(distances: F32, k: int) -> Ints:
+    """Rows of ascending distances (m, k + 1 or more) whose k-th is no less than the next; none where there is no next.
+
+    A search for one neighbour more than are used finds so which queries have more candidates for the last places than
+    places; `NeighbourIndex.neighbourhood` has all of these.
+    """
+    return np.flatnonzero(distances[:, k - 1] == distances[:, k]) if distances.shape[1] > k else np.empty(0, np.int64)
+
+
+def tie_remark(n: int) -> str:
+    """What a score says of n samples whose last places are shared."""
+    return (
+        f"{n} samples have more neighbours at the distance of the last one than places for them: these share the places"
+        " (expectation over ties broken at random)"
+    )
+
+
+def equal_rows(X: Rows, rows: Ints) -> Iterator[tuple[F32, Ints]]:
+    """Some rows of a matrix, in groups of equal ones: values (d,) float32, row numbers."""
+    if len(rows):
+        distinct, group = np.unique(take_rows(X, rows), axis=0, return_inverse=True)
+        order = np.argsort(group.reshape(-1), kind="stable")
+        ends = np.cumsum(np.bincount(group.reshape(-1)))
+        yield from zip(distinct, np.split(rows[order], ends[:-1]), strict=True)
+
+
 def self_neighbours(
-    X: Rows, k: int, *, threads: int = 1, device: str = "cpu", max_elements: int | None = None
+    index: NeighbourIndex, k: int, *, threads: int = 1, device: str = "cpu", max_elements: int | None = None
 ) -> Iterator[tuple[slice, F32, Ints]]:
-    """Blocks of the k nearest other samples of every sample.
+    """Blocks of the k nearest other samples of every sample of an index.
 
     The sample itself is left out by its row, not by its place: with duplicates it need not come first.
 
     Parameters
     ----------
-    X
-        (n, d) samples, finite; used as float32.
     k
         Number of other samples; all n - 1 where it is larger.
 
@@ -653,7 +727,6 @@ def self_neighbours(
     (rows, distances, indices)
         As `NeighbourIndex.blocks`, min(k, n - 1) columns.
     """
-    index = NeighbourIndex(X, name="X")
     k = min(at_least_one("k", k), index.n - 1)
     around = index.blocks(index.reference, k + 1, threads=threads, device=device, max_elements=max_elements)
     for rows, distances, indices in around:

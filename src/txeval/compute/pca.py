@@ -7,10 +7,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from txeval.compute.arrays import F32, F64, Rows, row_blocks
+from txeval.compute.groups import distinct_rows, row_hashes
 from txeval.compute.neighbours import finite_rows
 from txeval.errors import InputError
 
 __all__ = ["PrincipalAxes", "principal_axes"]
+
+
+#: Variances within this share of each other are equal but for rounding.
+EQUAL = 1e-9
 
 
 @dataclass(frozen=True)
@@ -40,17 +45,28 @@ class PrincipalAxes:
         return min(len(self.variance), int(np.searchsorted(np.cumsum(self.variance) / total, share)) + 1)
 
     def project(self, X: Rows, k: int, *, max_elements: int | None = None) -> F32:
-        """Coordinates of rows (n, d) along the first k axes: (n, min(k, r)) float32."""
+        """Coordinates of rows (n, d) along the first k axes: (n, k or more) float32, the same for equal rows.
+
+        Axes of equal variance are arbitrary within their space: where the k-th has the variance of further ones, all of
+        them are used. Where there are fewer than k, all are.
+        """
         if X.shape[1] != len(self.mean):
             raise InputError(
                 f"the matrix has {X.shape[1]} columns, the components were fitted on {len(self.mean)}",
                 remedy="embed both in the same space",
             )
+        k = min(k, len(self.variance))
+        if self.variance[k - 1] > EQUAL * self.variance[0]:
+            k += int((self.variance[k:] >= self.variance[k - 1] * (1 - EQUAL)).sum())
         rotation = np.ascontiguousarray(self.axes[:k].T)
         out = np.empty((X.shape[0], rotation.shape[1]), np.float32)
+        hashes = np.empty(X.shape[0], np.uint64)
         for rows in row_blocks(X.shape[0], X.shape[1], max_elements):
-            out[rows] = (finite_rows(X, rows, name="X") - self.mean) @ rotation
-        return out
+            block = finite_rows(X, rows, name="X")
+            hashes[rows] = row_hashes(block)
+            out[rows] = (block - self.mean) @ rotation
+        repeated = distinct_rows(hashes)
+        return out if repeated is None else out[repeated[0][repeated[1]]]
 
 
 def principal_axes(X: Rows, *, name: str = "X", max_elements: int | None = None) -> PrincipalAxes:

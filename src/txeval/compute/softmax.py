@@ -226,25 +226,28 @@ def fit_lda(
 
 
 @jit
-def _rank_by_scores(scores: Any, truth: Any, never: int, out: Any, ahead: Any) -> None:
+def _rank_by_scores(scores: Any, truth: Any, never: int, out: Any, tied: Any, ahead: Any) -> None:
     for i in range(scores.shape[0]):
         true = truth[i]
+        tied[i] = 0
         if true < 0:
             out[i] = never
             continue
         own = scores[i, true]
-        larger = 0
+        larger, equal = 0, -1
         for c in range(scores.shape[1]):
             larger += scores[i, c] > own
-        for c in range(true):
-            larger += scores[i, c] == own
-        out[i] = larger
-        if larger <= ahead.shape[1]:
-            j = 0
+            equal += scores[i, c] == own
+        out[i], tied[i] = larger, equal
+        if larger + equal <= ahead.shape[1]:
+            front, back = 0, ahead.shape[1] - 1
             for c in range(scores.shape[1]):
-                if scores[i, c] > own or (scores[i, c] == own and c < true):
-                    ahead[i, j] = c
-                    j += 1
+                if scores[i, c] > own:
+                    ahead[i, front] = c
+                    front += 1
+                elif scores[i, c] == own and c != true:
+                    ahead[i, back] = c
+                    back -= 1
 
 
 def true_class_ranks_of(
@@ -256,27 +259,28 @@ def true_class_ranks_of(
     threads: int = 1,
     max_elements: int | None = None,
     ahead: Ints | None = None,
-) -> Ints:
+) -> tuple[Ints, Ints]:
     """Rank of the true class of every row by the classifier's float32 scores.
 
-    The rank is the number of classes with a larger score, plus those with an equal one and a lower code. A negative
-    class (one that was not trained) has rank max(n_classes, 5).
+    A negative class (one that was not trained) has rank max(n_classes, 5).
 
     Parameters
     ----------
     ahead
-        (n, k) to be filled with the classes before the true one, where these are k or fewer; -1 elsewhere.
+        (n, k) to be filled, where the classes with a larger or the same score are k or fewer: the former from the
+        front, the latter from the back; -1 elsewhere.
 
     Returns
     -------
-    (n,) int64
+    (rank, tied)
+        (n,) int64 each: the number of classes with a larger score, and of others with the same.
     """
     n_classes, d = classifier.weight.shape
     where = torch.device(device)
     weight = torch.from_numpy(classifier.weight).to(where)
     bias = torch.from_numpy(classifier.bias).to(where)
     truth = np.ascontiguousarray(y, dtype=np.int64)
-    out = np.empty(len(truth), np.int64)
+    out, tied = np.empty(len(truth), np.int64), np.empty(len(truth), np.int64)
     before = np.empty((len(truth), 0), np.int64) if ahead is None else ahead
     before[:] = -1
     with torch_threads(threads):
@@ -285,5 +289,5 @@ def true_class_ranks_of(
             if classifier.shift is not None and classifier.spread is not None:
                 block = (block - classifier.shift) / classifier.spread
             scores = torch.addmm(bias, torch.from_numpy(block).to(where), weight.t())
-            _rank_by_scores(scores.cpu().numpy(), truth[rows], max(n_classes, 5), out[rows], before[rows])
-    return out
+            _rank_by_scores(scores.cpu().numpy(), truth[rows], max(n_classes, 5), out[rows], tied[rows], before[rows])
+    return out, tied

@@ -10,7 +10,15 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Ints, Rows, Strings
-from txeval.compute.groups import SetDraws, as_codes, checked_matrix, encode, read_rows
+from txeval.compute.groups import (
+    SetDraws,
+    as_codes,
+    checked_matrix,
+    distinct_rows,
+    encode,
+    read_rows,
+    row_hashes,
+)
 from txeval.compute.jit import jit
 from txeval.compute.random import stream
 from txeval.errors import InputError, NotComputable, unknown
@@ -76,7 +84,10 @@ def _add_taken(
     n_total: Any,
     taken: Any,
 ) -> None:
-    """Walk up each query's ranking; a candidate takes from every positive below it: k / rank^2 of the k-th."""
+    """Walk up each query's ranking; a candidate takes from every positive below it or equal: k / rank^2 of the k-th.
+
+    The rank of what ties is that of the last of them, as in the precision.
+    """
     mask = (1 << bits) - 1
     for q in range(keys.shape[0]):
         own = query_class[q]
@@ -86,16 +97,39 @@ def _add_taken(
         weight = query_weight[q] / found
         row = taken[group[own]]
         below = 0.0
-        for at in range(keys.shape[1]):
+        n = keys.shape[1]
+        at = 0
+        while at < n:
             r = keys[q, at] & mask
-            if query_block[q] >= 0 and ref_block[r] == query_block[q]:
+            candidate = query_block[q] < 0 or ref_block[r] != query_block[q]
+            if at + 1 == n or keys[q, at + 1] >> bits != keys[q, at] >> bits:
+                at += 1
+                if not candidate:
+                    continue
+                if ref_class[r] == own:
+                    below += found / rank**2
+                    found -= 1
+                else:
+                    row[ref_class[r]] += weight * below
+                rank -= 1
                 continue
-            if ref_class[r] == own:
-                below += found / rank**2
-                found -= 1
-            else:
-                row[ref_class[r]] += weight * below
-            rank -= 1
+            # A run of ties: first all of its positives, then what its other candidates take from them.
+            start, value = at, keys[q, at] >> bits
+            positives, candidates = 0, 0
+            while at < n and keys[q, at] >> bits == value:
+                r = keys[q, at] & mask
+                if query_block[q] < 0 or ref_block[r] != query_block[q]:
+                    candidates += 1
+                    positives += ref_class[r] == own
+                at += 1
+            if positives:
+                below += positives * (found / rank**2)
+            for tied in range(start, at):
+                r = keys[q, tied] & mask
+                if ref_class[r] != own and (query_block[q] < 0 or ref_block[r] != query_block[q]):
+                    row[ref_class[r]] += weight * below
+            found -= positives
+            rank -= candidates
 
 
 def joined_retrievals(parts: Sequence[Retrieval]) -> Retrieval:
@@ -238,6 +272,9 @@ def retrieve(
     ref_block, query_block = _blocks(ref_block, n, "ref_block"), _blocks(query_block, m, "query_block")
 
     units = _unit_rows(read_rows(reference, name="X_ref"))
+    repeated = distinct_rows(row_hashes(units))
+    if repeated is not None:
+        units = units[repeated[0]]
     # 10^12 in 41 bits with its sign leave 22 for the row.
     bits = max(1, (n - 1).bit_length())
     decimals = 12 if units.dtype == np.float64 and bits <= 22 else 6
@@ -254,6 +291,8 @@ def retrieve(
         block = _unit_rows(read_rows(queries, rows, name="X_query")).astype(units.dtype, copy=False)
         # Rounded cosine and row in one integer: sorting these is several times faster than an argsort.
         keys = np.rint(block @ units.T * 10**decimals).astype(np.int64) << bits
+        if repeated is not None:
+            keys = keys[:, repeated[1]]
         keys |= np.arange(n)
         keys.sort(axis=1)
         _average_precisions(

@@ -11,7 +11,16 @@ import numpy as np
 from txeval.compute.arrays import F32, F64, Ints, Rows
 from txeval.compute.groups import canonical_order, checked_matrix, encode
 from txeval.compute.jit import jit
-from txeval.compute.neighbours import at_least_one, finite_rows, self_neighbours, squared_distance
+from txeval.compute.neighbours import (
+    NeighbourIndex,
+    at_least_one,
+    equal_rows,
+    finite_rows,
+    self_neighbours,
+    squared_distance,
+    tie_remark,
+    tied_at,
+)
 from txeval.compute.pca import principal_axes
 from txeval.compute.random import stream
 from txeval.errors import InputError, NotComputable
@@ -92,25 +101,41 @@ def _weights(beta: float, distances: Any, bits: Any, p: Any) -> tuple[float, flo
 
 @jit
 def _inverse_simpson(
-    values: Any, first: int, indices: Any, labels: Any, n_batches: int, perplexity: Any, out: Any, lent: Any
+    values: Any,
+    samples: Any,
+    indices: Any,
+    k: int,
+    slots: int,
+    tied: Any,
+    labels: Any,
+    n_batches: int,
+    perplexity: Any,
+    out: Any,
+    lent: Any,
 ) -> None:
-    """1 / sum_c (sum_{j in c} p_j)^2 per row, p fitted to the perplexity by bisection on beta; adds to `lent`.
+    """1 / sum_c (sum_{j in c} p_j)^2 per sample, p fitted to the perplexity by bisection on beta; adds to `lent`.
 
-    `indices` (m, k) are the neighbours of m samples from `first` on. Distances are taken anew in float64: the bisection
-    stops within a tolerance, so that float32 distances would move where it stops, and a score by up to 3e-4.
+    The first k of `indices` (m, >= k) are the neighbours of the m `samples`; a negative sample is left out. The last
+    `slots` of the k are drawn at random, without replacement, from tied samples, of which `tied` (1 + r, n_batches)
+    are of each batch: the sum of squares is replaced by its expectation over the draws. Distances are taken anew in
+    float64: the bisection stops within a tolerance, so that float32 distances would move where it stops, and a score by
+    up to 3e-4.
     `labels` (1 + r, n) holds the batches and r relabellings; the scores of the latter are summed into row 1.
     """
-    m, k = indices.shape
+    m = len(samples)
     target = np.log(perplexity)
     p, away = np.empty(k), np.empty(k)
     bits = np.empty(k, np.int64)
     share = np.zeros(n_batches)
     squares = np.zeros(n_batches)
-    for i in range(m):
+    for at in range(m):
+        i = samples[at]
+        if i < 0:
+            continue
         # Subtracting the smallest distance leaves p and its entropy as they are, and keeps the sum above 0.
         nearest = np.inf
         for j in range(k):
-            away[j] = np.sqrt(squared_distance(values[first + i], values[indices[i, j]]))
+            away[j] = np.sqrt(squared_distance(values[i], values[indices[at, j]]))
             nearest = min(nearest, away[j])
         beta, low, high = 1.0, -np.inf, np.inf
         for j in range(k):
@@ -127,17 +152,31 @@ def _inverse_simpson(
                 high = beta
                 beta = beta / 2 if low == -np.inf else (beta + low) / 2
         for r in range(len(labels)):
-            for j in range(k):
-                c = labels[r, indices[i, j]]
+            for j in range(k - slots):
+                c = labels[r, indices[at, j]]
                 weight = p[j] / total
                 share[c] += weight
                 squares[c] += weight * weight
+            spread = 0.0
+            if slots:
+                # How many of the slots a batch gets is hypergeometric. Its variance is subtracted from `squares`, so
+                # that `both` below is the expectation of the pairs of different neighbours.
+                weight = p[k - 1] / total
+                size = 0.0
+                for c in range(n_batches):
+                    size += tied[r, c]
+                for c in range(n_batches):
+                    mean = slots * (tied[r, c] / size)
+                    variance = weight * weight * mean * (1.0 - tied[r, c] / size) * ((size - slots) / (size - 1.0))
+                    share[c] += weight * mean
+                    squares[c] += weight * weight * mean - variance
+                    spread += variance
             simpson = 0.0
             alone = 0.0
             for c in range(n_batches):
                 simpson += share[c] ** 2
                 alone += squares[c]
-            score = max(1.0, 1.0 / simpson)
+            score = max(1.0, 1.0 / (simpson + spread))
             row = min(r, 1)
             out[row, i] += score
             for c in range(n_batches):
@@ -146,6 +185,35 @@ def _inverse_simpson(
                 lent[row, c] -= score * score * (both - 2.0 * share[c] * rest + rest / n_batches)
                 share[c] = 0.0
                 squares[c] = 0.0
+
+
+def _score_tied(
+    index: NeighbourIndex,
+    query: F32,
+    members: Ints,
+    k: int,
+    labels: Ints,
+    n_batches: int,
+    perplexity: float,
+    scores: F64,
+    lent: F64,
+) -> None:
+    """Score samples of equal values, whose k-th neighbour ties with others that are not among the k nearest."""
+    # Each sample is its own neighbour; at distance 0 it is one of those that tie.
+    found = index.neighbourhood(query, k + 1)
+    itself_tied = found.distance == 0
+    slots = k if itself_tied else k + 1 - len(found.rows)
+    tied = np.stack([np.bincount(row[found.tied], minlength=n_batches) for row in labels]).astype(np.float64)
+    # Distances that are equal in float32 may differ by rounding: all take the smallest, whatever the order of the file.
+    last = np.full(slots, found.tied[0])
+    every = np.arange(len(labels))
+    for i in members:
+        tied[every, labels[:, i]] -= itself_tied
+        indices = np.concatenate([found.rows[found.rows != i], last])[None]
+        _inverse_simpson(
+            index.reference, np.array([i]), indices, k, slots, tied, labels, n_batches, perplexity, scores, lent
+        )
+        tied[every, labels[:, i]] += itself_tied
 
 
 def _relabelled(X: Rows, codes: Ints, draws: int, seed: int) -> Ints:
@@ -228,14 +296,23 @@ def ilisi_scores(
     labels = _relabelled(matrix, codes, mixing_draws, seed)
     scores = np.zeros((2, n))
     lent = np.zeros((2, len(batches)))
-    tied = 0
-    around = self_neighbours(values, others, threads=threads, device=device, max_elements=max_elements)
+    n_tied = 0
+    index = NeighbourIndex(values, name="X")
+    no_ties = np.zeros((0, 0))
+    # One more than counts shows whether the last one ties with others.
+    around = self_neighbours(index, others + 1, threads=threads, device=device, max_elements=max_elements)
     for rows, distances, indices in around:
-        if others < n - 1:
-            tied += int((distances[:, -1] == 0).sum())
-        _inverse_simpson(values, rows.start, indices, labels, len(batches), float(perplexity), scores[:, rows], lent)
-    if tied:
-        notes.append(f"{tied} samples have {others} or more duplicates: the first of them in the samples' order count")
+        samples = np.arange(rows.start, rows.stop)
+        tied = rows.start + tied_at(distances, others)
+        for query, members in equal_rows(values, tied):
+            _score_tied(index, query, members, others, labels, len(batches), float(perplexity), scores, lent)
+        samples[tied - rows.start] = -1
+        n_tied += len(tied)
+        _inverse_simpson(
+            values, samples, indices, others, 0, no_ties, labels, len(batches), float(perplexity), scores, lent
+        )
+    if n_tied:
+        notes.append(tie_remark(n_tied))
     none = np.empty(0)
     return IlisiScores(
         scores=scores[0],
@@ -274,6 +351,11 @@ def ilisi(
     For each sample i and its nearest neighbours j (euclidean distance d_ij), p_ij = exp(-beta_i d_ij) / sum, with
     beta_i such that the entropy of p_i is log(perplexity) (bisection, tolerance 1e-5, at most 50 steps). The score is
     1 / sum_c (sum_{j in c} p_ij)^2 over batches c.
+
+    Where more neighbours are at the distance of the last one (equal in float32) than there are places left, the sum of
+    squares is its expectation over ties broken at random, so that the order of the samples does not matter: with s
+    places left for t tied samples, t_c of them of batch c, their number in c is hypergeometric. The one step that is
+    not exact is 1 over an expectation for the expectation of 1 over it.
 
     Parameters
     ----------

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
 from txeval.compute.arrays import F64, Bools, Ints, Rows, Strings
 from txeval.compute.groups import canonical_order, checked_matrix, encode
@@ -17,7 +16,7 @@ from txeval.compute.neighbours import finite_rows
 from txeval.compute.random import stream
 from txeval.compute.softmax import standardisation, true_class_ranks_of
 from txeval.errors import InputError, NotComputable
-from txeval.metrics.knn import MAX_AHEAD, codes_in, commonest_share
+from txeval.metrics.knn import MAX_AHEAD, accuracies, codes_in, commonest_share
 
 __all__ = ["WEIGHT_DECAYS", "convergent_probe", "validation_rows"]
 
@@ -153,15 +152,12 @@ def convergent_probe(
     if n_unknown:
         notes.append(f"{n_unknown} test samples have a label that the training set lacks: they count as wrong")
     ahead = np.empty((m, MAX_AHEAD), dtype=np.int64)
-    rank = true_class_ranks_of(fit.classifier, test, truth, device=device, threads=threads, ahead=ahead)
-    right = rank < 1
-    own, _ = encode(y_test, m, name="y_test")
+    rank, tied = true_class_ranks_of(fit.classifier, test, truth, device=device, threads=threads, ahead=ahead)
     return {
-        "top1": float(right.mean()),
-        "top5": float((rank < 5).mean()),
-        "top1_balanced": float(pd.Series(right).groupby(own).mean().mean()),
+        **accuracies(rank, tied, y_test),
         "majority": commonest_share(codes, truth, len(classes)),
         "rank": rank,
+        "tied": tied,
         "ahead": ahead,
         "n_train": int(n),
         "n_test": int(m),

@@ -8,24 +8,26 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from txeval.compute.arrays import Ints, Rows, Strings, row_blocks
+from txeval.compute.arrays import F32, F64, Ints, Rows, Strings, row_blocks
 from txeval.compute.groups import as_codes, checked_matrix, encode
 from txeval.compute.jit import jit
-from txeval.compute.neighbours import NeighbourIndex, at_least_one, finite_rows
+from txeval.compute.neighbours import NeighbourIndex, at_least_one, equal_rows, finite_rows, tie_remark, tied_at
 from txeval.compute.pca import principal_axes
 from txeval.errors import InputError, NotComputable
 
 __all__ = [
     "MAX_AHEAD",
     "ClassRanks",
+    "accuracies",
     "codes_in",
     "commonest_share",
     "constant_accuracy",
+    "expected_hits",
     "knn_accuracy",
     "true_class_ranks",
 ]
 
-#: Classes before the true one are named where they are so many or fewer: what top 5 needs.
+#: Classes before the true one, or equal to it, are named where they are so many or fewer: what top 5 needs.
 MAX_AHEAD = 5
 
 #: Added to every distance before it divides 1, so that duplicates have a finite vote.
@@ -39,10 +41,13 @@ class ClassRanks:
     Attributes
     ----------
     rank
-        (m,) int64, 0 for the class with the largest vote. Where the true class has no vote at all it is max(n_classes,
-        5), so that it is right in no top 1 or top 5.
+        (m,) int64, the number of classes with a larger vote. Where the true class has no vote at all it is
+        max(n_classes, 5), so that it is right in no top 1 or top 5.
+    tied
+        (m,) int64, the number of other classes with the same vote; see `expected_hits`.
     ahead
-        (m, 5) int64: the classes before the true one, where these are 5 or fewer and it has a vote; -1 elsewhere.
+        (m, 5) int64, where the classes with a larger or the same vote are 5 or fewer: the former from the front, the
+        latter from the back; -1 elsewhere.
     k
         Neighbours that voted.
     components
@@ -52,33 +57,96 @@ class ClassRanks:
     """
 
     rank: Ints
+    tied: Ints
     ahead: Ints
     k: int
     components: int
     notes: tuple[str, ...] = ()
 
 
+def expected_hits(rank: Ints, tied: Ints, top: int) -> F64:
+    """Probability that each sample's class is among the `top` first, if ties between classes are broken at random.
+
+    With r classes before it and e others equal to it: (top - r) / (1 + e), at least 0 and at most 1.
+
+    Examples
+    --------
+    >>> expected_hits(np.array([0, 0, 4, 5]), np.array([0, 3, 1, 0]), 1).tolist()
+    [1.0, 0.25, 0.0, 0.0]
+    >>> expected_hits(np.array([0, 0, 4, 5]), np.array([0, 3, 1, 0]), 5).tolist()
+    [1.0, 1.0, 0.5, 0.0]
+    """
+    return np.asarray(np.clip((top - rank) / (1.0 + tied), 0.0, 1.0), dtype=np.float64)
+
+
+def accuracies(rank: Ints, tied: Ints, labels: Any) -> dict[str, float]:
+    """`top1`, `top5` and `top1_balanced` (mean over labels (m,) of their top 1); see `expected_hits`."""
+    first = expected_hits(rank, tied, 1)
+    own, _ = encode(labels, len(rank), name="labels")
+    return {
+        "top1": float(first.mean()),
+        "top5": float(expected_hits(rank, tied, 5).mean()),
+        "top1_balanced": float(pd.Series(first).groupby(own).mean().mean()),
+    }
+
+
 @jit
-def _rank_by_votes(distances: Any, codes: Any, truth: Any, votes: Any, never: int, out: Any, ahead: Any) -> None:
-    """Rank of the true class per row; `votes` (n_classes,) is zero before and after."""
-    m, k = distances.shape
+def _rank_by_votes(
+    distances: Any, codes: Any, k: int, truth: Any, votes: Any, never: int, out: Any, tied: Any, ahead: Any
+) -> None:
+    """Rank of the true class per row, by its first k neighbours; `votes` (n_classes,) is zero before and after."""
+    m = len(distances)
     for i in range(m):
         for j in range(k):
             votes[codes[i, j]] += 1.0 / (np.float64(distances[i, j]) + _SOFTENING)
         true = truth[i]
         own = votes[true] if true >= 0 else 0.0
-        rank = 0
+        rank, equal = 0, 0
         for j in range(k):
             code = codes[i, j]
             # A class is counted at its first neighbour; clearing its vote keeps it from being counted again.
-            if votes[code] > own or (votes[code] == own and code < true):
-                if own > 0 and rank < ahead.shape[1]:
-                    ahead[i, rank] = code
-                rank += 1
+            if own > 0 and code != true and votes[code] >= own:
+                larger = votes[code] > own
+                if rank + equal < ahead.shape[1]:
+                    ahead[i, rank if larger else ahead.shape[1] - 1 - equal] = code
+                rank += larger
+                equal += not larger
             votes[code] = 0.0
         out[i] = rank if own > 0 else never
-        if rank > ahead.shape[1]:
+        tied[i] = equal
+        if rank + equal > ahead.shape[1]:
             ahead[i] = -1
+
+
+def _rank_tied(
+    index: NeighbourIndex,
+    query: F32,
+    k: int,
+    ref_codes: Ints,
+    truth: Ints,
+    n_classes: int,
+    never: int,
+) -> tuple[Ints, Ints, Ints]:
+    """Rank, number of equal classes and `ahead` of the true classes (m,) of equal queries whose k-th distance ties."""
+    found = index.neighbourhood(query, k)
+    near = 1.0 / (found.distances.astype(np.float64) + _SOFTENING)
+    share = (k - len(found.rows)) / len(found.tied)
+    votes: F64 = np.bincount(ref_codes[found.rows], weights=near, minlength=n_classes).astype(np.float64)
+    votes = votes + np.bincount(ref_codes[found.tied], minlength=n_classes) * share / (found.distance + _SOFTENING)
+    classes = np.unique(truth)
+    rank, tied = np.full(len(classes), never), np.zeros(len(classes), np.int64)
+    ahead = np.full((len(classes), MAX_AHEAD), -1, dtype=np.int64)
+    ascending = np.sort(votes)
+    for i, true in enumerate(classes):
+        if true >= 0 and votes[true] > 0:
+            rank[i] = n_classes - np.searchsorted(ascending, votes[true], side="right")
+            tied[i] = n_classes - np.searchsorted(ascending, votes[true], side="left") - rank[i] - 1
+            if rank[i] + tied[i] <= MAX_AHEAD:
+                equal = np.flatnonzero(votes == votes[true])
+                ahead[i, : rank[i]] = np.flatnonzero(votes > votes[true])
+                ahead[i, MAX_AHEAD - tied[i] :] = equal[equal != true]
+    which = np.searchsorted(classes, truth)
+    return rank[which], tied[which], ahead[which]
 
 
 def true_class_ranks(
@@ -96,9 +164,12 @@ def true_class_ranks(
 ) -> ClassRanks:
     """Rank of every query's true class by the votes of its k nearest reference samples.
 
-    A neighbour at distance r gives its class the vote 1 / (r + 1e-5). The rank is the number of classes with a larger
-    vote, plus those with an equal one and a lower code; a class without a neighbour is never right. So the share of
-    ranks below t is the top-t accuracy.
+    A neighbour at distance r gives its class the vote 1 / (r + 1e-5). Where more samples are at the distance of the
+    k-th (equal in float32) than there are places left, the votes are their expectation over ties broken at random:
+    each of the t tied samples has s / t of its vote for s places left. The rank is the number of classes with a larger
+    vote; a class without a neighbour is never right. The top-t accuracy is the mean of `expected_hits`. So neither the
+    order of the samples nor the codes of the classes matter. (The classes are ranked by the expected votes: that is not
+    the expectation of their ranks.)
 
     Parameters
     ----------
@@ -143,19 +214,35 @@ def true_class_ranks(
         if len(axes.variance) < components:
             notes.append(f"{len(axes.variance)} components instead of {components}: the reference set has no more")
         reference = axes.project(reference, components, max_elements=max_elements)
+        if reference.shape[1] > components:
+            notes.append(f"{reference.shape[1]} components instead of {components}: the last ones have equal variances")
         projected = np.empty((m, reference.shape[1]), np.float32)
         for rows in row_blocks(m, queries.shape[1], max_elements):
             projected[rows] = axes.project(finite_rows(queries, rows, name="X_query"), components)
         queries = projected
 
     index = NeighbourIndex(reference)
-    rank = np.empty(m, np.int64)
+    rank, tied = np.empty(m, np.int64), np.empty(m, np.int64)
     ahead = np.full((m, MAX_AHEAD), -1, dtype=np.int64)
     votes = np.zeros(n_classes)
     never = max(n_classes, 5)
-    for rows, distances, indices in index.blocks(queries, k, threads=threads, device=device, max_elements=max_elements):
-        _rank_by_votes(distances, ref_codes[indices], query_codes[rows], votes, never, rank[rows], ahead[rows])
-    return ClassRanks(rank, ahead, min(k, n), int(reference.shape[1]), tuple(notes))
+    n_tied = 0
+    k = min(k, n)
+    # One more than votes shows whether the last one ties with others.
+    around = index.blocks(queries, k + 1, threads=threads, device=device, max_elements=max_elements)
+    for rows, distances, indices in around:
+        _rank_by_votes(
+            distances, ref_codes[indices], k, query_codes[rows], votes, never, rank[rows], tied[rows], ahead[rows]
+        )
+        last_ties = rows.start + tied_at(distances, k)
+        for query, members in equal_rows(queries, last_ties):
+            rank[members], tied[members], ahead[members] = _rank_tied(
+                index, query, k, ref_codes, query_codes[members], n_classes, never
+            )
+        n_tied += len(last_ties)
+    if n_tied:
+        notes.append(tie_remark(n_tied))
+    return ClassRanks(rank, tied, ahead, k, int(reference.shape[1]), tuple(notes))
 
 
 def _check_not_empty(n: int, m: int) -> None:
@@ -185,9 +272,16 @@ def commonest_share(train_codes: Ints, test_codes: Ints, n_classes: int, top: in
 
 
 def constant_accuracy(train_counts: Ints, test_codes: Ints, top: int = 1) -> float:
-    """Top-`top` accuracy of always answering the classes with the most training samples; see `commonest_share`."""
-    commonest = np.argsort(-train_counts, kind="stable")[:top]
-    return float(np.isin(test_codes, commonest).mean())
+    """Top-`top` accuracy of always answering the classes with the most training samples; see `commonest_share`.
+
+    Of equally common classes some are answered at random: the accuracy is its expectation.
+    """
+    counts = np.asarray(train_counts)
+    last = np.sort(counts)[::-1][: max(1, top)][-1]
+    commoner, equal = counts > last, (counts == last) & (counts > 0)
+    # Equally common classes share the answers that are left; one that training lacks is never an answer.
+    given = commoner + equal * min(1.0, (top - int(commoner.sum())) / max(1, int(equal.sum())))
+    return float(given[test_codes[test_codes >= 0]].sum() / len(test_codes))
 
 
 def knn_accuracy(
@@ -223,11 +317,12 @@ def knn_accuracy(
     Returns
     -------
     dict
-        `top1`, `top5`: share of queries whose class has the largest vote, or one of the five largest (ties go to the
-        label that sorts first; a class without a vote never counts). `top1_balanced`: mean over classes of their top 1.
-        `majority`: top 1 of always answering the commonest reference label. `rank` (m,) int64, `n_ref`, `n_query`,
-        `n_classes`, `n_unknown` (queries with a label that the reference set lacks), `k_used`, `components_used`,
-        `notes`.
+        `top1`, `top5`: share of queries whose class has the largest vote, or one of the five largest (classes with
+        equal votes share the places: see `expected_hits`; a class without a vote never counts). `top1_balanced`: mean
+        over classes of their top 1. `majority`: top 1 of always answering the commonest reference label. `rank` (m,)
+        int64, classes with a larger vote than the true one, `tied` (m,) int64, others with the same, `n_ref`,
+        `n_query`, `n_classes`, `n_unknown` (queries with a label that the reference set lacks), `k_used`,
+        `components_used`, `notes`.
 
     Raises
     ------
@@ -264,13 +359,11 @@ def knn_accuracy(
     notes = list(found.notes)
     if unknown:
         notes.append(f"{unknown} queries have a label that the reference set lacks: they count as wrong")
-    right = found.rank < 1
     return {
-        "top1": float(right.mean()),
-        "top5": float((found.rank < 5).mean()),
-        "top1_balanced": float(pd.Series(right).groupby(encode(y_query, name="y_query")[0]).mean().mean()),
+        **accuracies(found.rank, found.tied, y_query),
         "majority": commonest_share(ref_codes, query_codes, len(classes)),
         "rank": found.rank,
+        "tied": found.tied,
         "n_ref": len(ref_codes),
         "n_query": len(query_codes),
         "n_classes": len(classes),

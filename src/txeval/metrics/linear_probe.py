@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, Literal, get_args
 
 import numpy as np
-import pandas as pd
 
 from txeval.compute.arrays import Rows
 from txeval.compute.groups import checked_matrix, encode
@@ -14,7 +13,7 @@ from txeval.compute.random import stream_seed
 from txeval.compute.schedule import learning_rates
 from txeval.compute.softmax import fit_lda, fit_softmax, true_class_ranks_of
 from txeval.errors import InputError, NotComputable, unknown
-from txeval.metrics.knn import MAX_AHEAD, codes_in, commonest_share
+from txeval.metrics.knn import MAX_AHEAD, accuracies, codes_in, commonest_share
 
 __all__ = ["ProbeSolver", "linear_probe"]
 
@@ -75,12 +74,12 @@ def linear_probe(
     Returns
     -------
     dict
-        `top1`, `top5`: share of test samples whose class has the highest score, or one of the five highest (ties go to
-        the label that sorts first). `top1_balanced`: mean over classes of their top 1. `majority`: top 1 of always
-        answering the commonest training label. `rank` (m,) int64 rank of the true class, 0 for the best; max(n_classes,
-        5) for a label that the training set lacks; `ahead` (m, 5) codes of the labels before it, where these are 5 or
-        fewer, else -1. `n_train`, `n_test`, `n_classes`, `n_unknown`, `solver`, `epochs`,
-        `steps`, `notes`.
+        `top1`, `top5`: share of test samples whose class has the highest score, or one of the five highest (classes
+        with equal scores share the places: see `txeval.metrics.knn.expected_hits`). `top1_balanced`: mean over classes
+        of their top 1. `majority`: top 1 of always answering the commonest training label. `rank` (m,) int64, classes
+        with a higher score than the true one; max(n_classes, 5) for a label that the training set lacks; `tied` (m,)
+        int64, others with the same; `ahead` (m, 5) their codes, see `txeval.compute.softmax.true_class_ranks_of`.
+        `n_train`, `n_test`, `n_classes`, `n_unknown`, `solver`, `epochs`, `steps`, `notes`.
 
     Raises
     ------
@@ -157,15 +156,12 @@ def linear_probe(
         if classifier.steps < _FEW_STEPS:
             notes.append(f"{classifier.steps} optimiser steps in all: too few to converge")
     ahead = np.empty((m, MAX_AHEAD), dtype=np.int64)
-    rank = true_class_ranks_of(classifier, test, truth, device=device, threads=threads, ahead=ahead)
-    right = rank < 1
-    own, _ = encode(y_test, m, name="y_test")
+    rank, tied = true_class_ranks_of(classifier, test, truth, device=device, threads=threads, ahead=ahead)
     return {
-        "top1": float(right.mean()),
-        "top5": float((rank < 5).mean()),
-        "top1_balanced": float(pd.Series(right).groupby(own).mean().mean()),
+        **accuracies(rank, tied, y_test),
         "majority": commonest_share(codes, truth, len(classes)),
         "rank": rank,
+        "tied": tied,
         "ahead": ahead,
         "n_train": int(n),
         "n_test": int(m),

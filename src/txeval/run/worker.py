@@ -14,7 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from txeval.compute.memory import WORKING_LEAST, WORKING_MOST, bounded
 from txeval.data import LogNormExpression, Screen
 from txeval.data.relations import relations_digest
 from txeval.embed import Embedding, EmbeddingContext, EmbeddingSpec, embedding_fingerprint, make_embedding
+from txeval.embed.inner import sample_order
 from txeval.errors import InputError, NotComputable
 from txeval.postprocess import Fitted, PostProcessed, fit, map_bytes
 from txeval.run.files import StorageError, folder_lock, is_full, now, storing
@@ -470,8 +471,13 @@ class Worker:
             device=self.setup.device,
             threads=1,
             kept=self._kept,
+            sample_order=lambda: self._sample_order,
         )
         return task.ceiling.inputs(inputs) if cell.ceiling and task.ceiling is not None else inputs
+
+    @cached_property
+    def _sample_order(self) -> Ints:
+        return sample_order(self.screen)[0]
 
     def _kept(self, key: str, make: Callable[[Path], None]) -> Path:
         """Give a folder of the run's scratch, made by the first worker that asks for it."""

@@ -11,7 +11,7 @@ import pandas as pd
 from txeval.compute.arrays import F64, Ints, Strings
 from txeval.compute.intervals import CONTROLS, Units, once_of_pairs, with_margins
 from txeval.errors import NotComputable
-from txeval.metrics.knn import constant_accuracy
+from txeval.metrics.knn import constant_accuracy, expected_hits
 from txeval.tasks.base import Score, crossed_units
 
 __all__ = ["Ranked", "accuracy", "balanced_accuracy", "contributions", "joined", "perturbation_table"]
@@ -23,10 +23,11 @@ class Ranked:
 
     Attributes
     ----------
-    rank, truth
-        (m,) per test sample: rank of its class, code of its class into `classes`.
+    rank, tied, truth
+        (m,) per test sample: number of classes before its own, number of others equal to it, code of its class into
+        `classes`.
     ahead
-        (m, 5) codes of the classes before the true one, where these are 5 or fewer, else -1.
+        (m, 5) codes of these other classes; see `txeval.metrics.knn.ClassRanks`.
     unit_labels, unit_codes
         Batches and perturbations of the test samples as units; see `batch_and_perturbation`.
     train_counts
@@ -37,6 +38,7 @@ class Ranked:
     """
 
     rank: Ints
+    tied: Ints
     truth: Ints
     classes: Strings
     ahead: Ints
@@ -76,6 +78,7 @@ def joined(parts: Sequence[Ranked], notes: tuple[str, ...]) -> Ranked:
     return replace(
         first,
         rank=np.concatenate([part.rank for part in parts]),
+        tied=np.concatenate([part.tied for part in parts]),
         truth=np.concatenate([part.truth for part in parts]),
         ahead=np.concatenate([part.ahead for part in parts]),
         unit_codes=(
@@ -89,14 +92,14 @@ def joined(parts: Sequence[Ranked], notes: tuple[str, ...]) -> Ranked:
 
 
 def accuracy(ranked: Ranked, top: int) -> Score:
-    """Share of test samples whose class is among the `top` best.
+    """Share of test samples whose class is among the `top` best; see `txeval.metrics.knn.expected_hits`.
 
     Chance is the score of the best constant answer: always the `top` classes that are commonest in the
     training set.
     """
     if len(ranked.rank) == 0:
         raise NotComputable("no sample to score: the test split is empty")
-    hits = (ranked.rank < top).astype(np.float64)
+    hits = expected_hits(ranked.rank, ranked.tied, top)
     return Score(
         value=float(hits.mean()),
         chance=ranked.constant(top),
@@ -131,15 +134,18 @@ def contributions(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
     """Contributions by batch and class: hits; balanced: every class weighs the same.
 
     For the interval of the score by itself a class is in it twice: by its own samples, and by those of others that it
-    takes. Without it, the samples that are just not right because it is among the classes before theirs would be. So
-    the sum over a class is its hits less what it takes, as in a jackknife; sums over batches are those of the hits.
+    takes. Without it, the samples that are just not right because it is among the classes before theirs would be, and
+    those whose class shares a place with it would be so more often. So the sum over a class is its hits less what it
+    takes, as in a jackknife; sums over batches are those of the hits. (What a class takes by a tie of more than six
+    classes is little, and left out.)
     What two classes take from each other is in the sums of both: these are scaled about their mean so that their
     squares count it once (see `once_of_pairs`).
     """
     weight = np.ones(len(ranked.rank))
     if balanced:
         weight /= np.bincount(ranked.truth, minlength=len(ranked.classes))[ranked.truth]
-    hits = (ranked.rank < top) * weight
+    plain = expected_hits(ranked.rank, ranked.tied, top)
+    hits = plain * weight
     labels, codes = ranked.unit_labels, ranked.unit_codes
     levels, level = np.unique(codes[1], return_inverse=True)
     level = np.asarray(level, dtype=np.int64).reshape(-1)
@@ -148,21 +154,31 @@ def contributions(ranked: Ranked, top: int, *, balanced: bool = False) -> Units:
     of_class = np.full(len(ranked.classes), -1, dtype=np.int64)
     mine = drawn[level]
     of_class[ranked.truth[mine]] = level[mine]
-    just, place = np.nonzero((ranked.rank == top)[:, None] & (ranked.ahead >= 0))
+    # What a sample would gain without a class before its own, and without one equal to it.
+    gains = np.stack(
+        [
+            expected_hits(ranked.rank - 1, ranked.tied, top) - plain,
+            expected_hits(ranked.rank, np.maximum(ranked.tied - 1, 0), top) - plain,
+        ]
+    )
+    before = np.arange(ranked.ahead.shape[1]) < ranked.rank[:, None]
+    gain = np.where(before, gains[0][:, None], gains[1][:, None])
+    just, place = np.nonzero((gain > 0) & (ranked.ahead >= 0))
     taker = of_class[ranked.ahead[just, place]]
-    just, taker = just[taker >= 0], taker[taker >= 0]
+    just, place, taker = just[taker >= 0], place[taker >= 0], taker[taker >= 0]
+    lost = weight[just] * gain[just, place]
 
     def per_level(values: F64, at: Ints = level) -> F64:
         return np.asarray(np.bincount(at, weights=values, minlength=len(levels)), dtype=np.float64)
 
-    own, below, taken = per_level(hits), per_level(weight), per_level(weight[just], taker)
+    own, below, taken = per_level(hits), per_level(weight), per_level(lost, taker)
     moved = np.where(drawn, own - taken, 0.0)
     even = np.where(drawn, below, 0.0) / max(1e-300, float(below[drawn].sum()))
     moved -= even * moved.sum()
     ratio = float(hits.sum() / weight.sum())
     cells = np.unique(codes[0] * len(levels) + level, return_inverse=True)[1].reshape(-1)
     noise = float((np.bincount(cells, weights=hits - ratio * weight) ** 2).sum())
-    moved *= once_of_pairs(moved, level[just], taker, weight[just], at_least=noise)
+    moved *= once_of_pairs(moved, level[just], taker, lost, at_least=noise)
     sums = np.where(drawn, even * own[drawn].sum() + moved, own)
     batch = np.unique(codes[0], return_inverse=True)[1].reshape(-1)
     values = with_margins(hits, weight, (level, batch), (sums, np.bincount(batch, weights=hits)))
@@ -173,13 +189,16 @@ def perturbation_table(ranked: Ranked) -> pd.DataFrame:
     """One row per class of the test set: perturbation, n_samples, top1, top5, median_rank."""
     codes, place = np.unique(ranked.truth, return_inverse=True)
     number = np.bincount(place, minlength=len(codes))
-    right = [np.bincount(place, weights=ranked.rank < top, minlength=len(codes)) / number for top in (1, 5)]
+    right = [
+        np.bincount(place, weights=expected_hits(ranked.rank, ranked.tied, top), minlength=len(codes)) / number
+        for top in (1, 5)
+    ]
     return pd.DataFrame(
         {
             "perturbation": ranked.classes[codes],
             "n_samples": number,
             "top1": right[0],
             "top5": right[1],
-            "median_rank": pd.Series(ranked.rank).groupby(place).median().to_numpy(dtype=float),
+            "median_rank": pd.Series(ranked.rank + ranked.tied / 2).groupby(place).median().to_numpy(dtype=float),
         }
     )

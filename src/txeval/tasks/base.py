@@ -81,6 +81,8 @@ class TaskInputs:
         (n,) flags, of a ceiling: which samples are the first half of their perturbation; see `in_turn`.
     kept
         Name, what fills a folder -> that folder, made once for all cells of a run that name it; None: nothing is kept.
+    sample_order
+        Gives all samples in an order that does not depend on that of the file (by name); None: the order of the file.
     """
 
     embedding: Rows
@@ -94,6 +96,15 @@ class TaskInputs:
     threads: int = 1
     first_half: Bools | None = None
     kept: Callable[[str, Callable[[Path], None]], Path] | None = None
+    sample_order: Callable[[], Ints] | None = None
+
+    def by_name(self, rows: Ints) -> Ints:
+        """Rows in the order of `sample_order`: a draw by position then does not depend on the order of the file."""
+        if self.sample_order is None:
+            return rows
+        place = np.empty(self.samples.n, dtype=np.int64)
+        place[self.sample_order()] = np.arange(self.samples.n)
+        return rows[np.argsort(place[rows])]
 
     def in_turn(self, asked: str) -> list[tuple[Ints, Ints]]:
         """Train rows and rows of the split `asked`: what is learnt from and what is scored, the scores pooled.

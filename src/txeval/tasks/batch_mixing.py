@@ -95,9 +95,10 @@ def prepare(inputs: TaskInputs) -> Mixing:
     codes = inputs.samples.batch
     left_out: dict[str, int] = {}
     if len(rows) > params.max_samples:
+        rows = inputs.by_name(rows)
         kept = stratified_draw(codes[rows], params.max_samples, inputs.rng("batch_mixing"), params.downsample)
         left_out["samples beyond max_samples"] = len(rows) - len(kept)
-        rows = rows[kept]
+        rows = np.sort(rows[kept])
     parts = []
     notes: list[str] = []
     blocks = cell_lines(inputs.samples, params.blocks)
@@ -318,4 +319,5 @@ TASK = Task(
     stochastic=lambda params, n_samples: n_samples > params.max_samples,
     details=_details,
     ceiling=Ceiling(mixed_batches, "batches are dealt at random to the test samples: perfect mixing"),
+    version=2,
 )

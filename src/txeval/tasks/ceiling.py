@@ -34,7 +34,7 @@ MAX_LINKS = 20_000
 def first_half(samples: Samples, rows: Ints, rng: np.random.Generator) -> Bools:
     """Mark a random half of the samples of each perturbation, batch by batch as evenly as can be.
 
-    Where a perturbation has one sample per batch, half of its batches are marked.
+    They are drawn by their place in `rows`. Where a perturbation has one sample per batch, half of its batches are marked.
 
     Returns
     -------
@@ -64,7 +64,7 @@ def shared_split(asked: str) -> Callable[[TaskInputs], TaskInputs]:
     """
 
     def change(inputs: TaskInputs) -> TaskInputs:
-        rows = inputs.splits[asked]
+        rows = inputs.by_name(inputs.splits[asked])
         if len(rows) < 2:
             raise NotComputable(f"the {asked} split has {len(rows)} samples: there are no halves")
         first = np.zeros(inputs.samples.n, dtype=bool)
@@ -79,7 +79,7 @@ def mixed_batches(inputs: TaskInputs) -> TaskInputs:
 
     The parts of a perturbation then differ by noise alone, and every batch keeps its perturbations in their numbers.
     """
-    samples, rows = inputs.samples, inputs.splits["test"]
+    samples, rows = inputs.samples, inputs.by_name(inputs.splits["test"])
     rng = inputs.rng("ceiling")
     batch = samples.batch.copy()
     line = np.zeros(len(rows), dtype=np.int64) if samples.cell_line is None else samples.cell_line[rows]
@@ -102,11 +102,13 @@ def replicated_links(prepare: Callable[[TaskInputs], Any]) -> Callable[[TaskInpu
 
     def change(inputs: TaskInputs) -> TaskInputs:
         samples = inputs.samples
-        every = np.arange(samples.n)
+        every = inputs.by_name(np.arange(samples.n))
         sizes = np.bincount(samples.perturbation[~samples.is_control])
         if (sizes >= 2).sum() < 2:
             raise NotComputable("halves take two samples of a perturbation, and fewer than two perturbations have them")
-        first = first_half(samples, every, inputs.rng("ceiling")) & ~samples.is_control
+        first = np.zeros(samples.n, dtype=bool)
+        first[every] = first_half(samples, every, inputs.rng("ceiling"))
+        first &= ~samples.is_control
         learn, ask = (_half(inputs, np.flatnonzero(part | samples.is_control)) for part in (first, ~first))
         found = prepare(learn)
         predicted = [_predicted(part.map, found.params.tail) for part in found.maps]
@@ -137,7 +139,8 @@ def _predicted(relation_map: Any, tail: float) -> tuple[Strings, Ints, Ints]:
 
 
 def _half(inputs: TaskInputs, rows: Ints) -> TaskInputs:
-    return replace(inputs, samples=subset(inputs.samples, rows), embedding=RowSubset(inputs.embedding, rows))
+    part = subset(inputs.samples, rows), RowSubset(inputs.embedding, rows)
+    return replace(inputs, samples=part[0], embedding=part[1], sample_order=None)
 
 
 def _pairs(position: Ints, n: int) -> tuple[Ints, Ints]:

@@ -140,10 +140,11 @@ def prepare(inputs: TaskInputs) -> Neighbourhoods:
     left_out: dict[str, int] = {}
     for i, (reference, queries) in enumerate(pairs):
         if len(reference) > params.max_reference:
+            reference = inputs.by_name(reference)
             strata = np.zeros(len(reference), dtype=np.int64)
             kept = stratified_draw(strata, params.max_reference, inputs.rng("knn"), params.downsample)
             left_out["reference samples beyond max_reference"] = len(reference) - len(kept)
-            pairs[i] = reference[kept], queries
+            pairs[i] = np.sort(reference[kept]), queries
 
     # All controls are one class, whatever their labels.
     n_perturbations = len(samples.perturbations)
@@ -199,6 +200,7 @@ def _votes(inputs: TaskInputs, code: Ints, ref: Ints, query: Ints, n_perturbatio
     labels, units = batch_and_perturbation(inputs.samples, query)
     return Ranked(
         rank=result.rank,
+        tied=result.tied,
         ahead=result.ahead,
         truth=code[query],
         classes=inputs.samples.perturbations,
@@ -216,6 +218,7 @@ def _retrieved(inputs: TaskInputs, pairs: Sequence[tuple[Ints, Ints]], left_out:
     lost = dict(left_out)
     every = np.concatenate([query for _, query in pairs])
     if len(every) > params.max_queries:
+        every = inputs.by_name(every)
         kept = every[stratified_draw(samples.perturbation[every], params.max_queries, inputs.rng("retrieval"))]
         lost["queries beyond max_queries"] = len(every) - len(kept)
         pairs = [(ref, query[np.isin(query, kept)]) for ref, query in pairs]
@@ -502,4 +505,5 @@ TASK = Task(
         shared_split("test"),
         HALVES_OF_TEST,
     ),
+    version=2,
 )

@@ -87,9 +87,10 @@ def prepare(inputs: TaskInputs) -> Ranked:
     parts = []
     for train, test in pairs:
         if params.max_train and len(train) > params.max_train:
+            train = inputs.by_name(train)
             kept = stratified_draw(samples.perturbation[train], params.max_train, inputs.rng("linear_probe", "train"))
             left_out["train samples beyond max_train"] = len(train) - len(kept)
-            train = train[kept]
+            train = np.sort(train[kept])
         for block in blocks:
             inside = block.within(train), block.within(test)
             try:
@@ -147,6 +148,7 @@ def _probe(inputs: TaskInputs, train: Ints, test: Ints, classes: Ints, line: str
     labels, units = batch_and_perturbation(samples, test)
     return Ranked(
         rank=result["rank"],
+        tied=result["tied"],
         ahead=np.where(result["ahead"] < 0, -1, np.unique(y_train)[result["ahead"]]),
         truth=y_test.astype(np.int64),
         classes=samples.perturbations[classes],
@@ -208,5 +210,5 @@ TASK = Task(
         shared_split("test"),
         HALVES_OF_TEST,
     ),
-    version=2,
+    version=3,
 )

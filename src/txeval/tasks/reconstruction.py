@@ -742,7 +742,7 @@ TASK = Task(
     together=prepare_together,
     shares=lambda params: params.decoder in CLOSED_FORM,
     memory=_memory,
-    version=2,
+    version=3,
     metrics=(
         Metric(
             name="spearman",

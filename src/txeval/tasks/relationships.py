@@ -394,4 +394,5 @@ TASK = Task(
         "the links that the map of half of the samples predicts, between genes of the database, are asked of the map "
         "of the other half",
     ),
+    version=2,
 )

@@ -16,6 +16,9 @@ Downsample = Literal["drawn", "complement"]
 def stratified_draw(strata: Ints, size: int, rng: np.random.Generator, keep: Downsample = "drawn") -> Ints:
     """Positions of a sample of a given size with the strata's proportions.
 
+    Which code a stratum has does not matter. Positions do: give samples in an order that does not depend on the file's,
+    such as that of `TaskInputs.by_name`.
+
     Parameters
     ----------
     strata
@@ -35,8 +38,10 @@ def stratified_draw(strata: Ints, size: int, rng: np.random.Generator, keep: Dow
     counts = np.bincount(strata)
     exact = counts * (size / n)
     quota = np.floor(exact).astype(np.int64)
-    # Largest remainders first, ties to the lower code, so that the quotas add up to `size`.
-    rest = np.argsort(-(exact - quota), kind="stable")[: size - int(quota.sum())]
+    # Largest remainders first, so that the quotas add up to `size`; of equal ones that of the first sample drawn.
+    first = np.full(len(counts), n)
+    np.minimum.at(first, strata[order], np.arange(n))
+    rest = np.lexsort([first, quota - exact])[: size - int(quota.sum())]
     quota[rest] += 1
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
     within = np.arange(n) - np.repeat(starts, counts)
