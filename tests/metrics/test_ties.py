@@ -193,7 +193,7 @@ def test_tied_classes_share_the_places_in_expectation() -> None:
 
 
 def test_what_a_tied_class_takes_is_what_is_gained_without_it() -> None:
-    # Of 30 samples of each of three classes one third are right, one third tie with one other class, one third are behind.
+    # Of 30 samples of each of three classes a third are right, a third tie with another class, a third are behind one.
     kind = np.tile(np.arange(3), 30)
     truth = np.repeat(np.arange(3), 30)
     other = (truth + 1 + np.arange(90) // 3 % 2) % 3

@@ -34,7 +34,8 @@ MAX_LINKS = 20_000
 def first_half(samples: Samples, rows: Ints, rng: np.random.Generator) -> Bools:
     """Mark a random half of the samples of each perturbation, batch by batch as evenly as can be.
 
-    They are drawn by their place in `rows`. Where a perturbation has one sample per batch, half of its batches are marked.
+    They are drawn by their place in `rows`. Where a perturbation has one sample per batch, half of its batches are
+    marked.
 
     Returns
     -------
