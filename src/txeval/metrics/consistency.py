@@ -39,7 +39,7 @@ __all__ = [
 
 PValue = Literal["paper", "reference", "exact"]
 
-#: Drawn sets whose mean cosine is within rounding of the observed one count as reaching it.
+#: Null values within rounding of the observed one count as reaching it: so much of a cosine, or of the largest value.
 TIE = 1e-9
 
 #: The permutation test of the magnitude needs all distances within a set: larger groups are thinned to this size.
@@ -81,7 +81,7 @@ def tail_p(values: npt.ArrayLike, null: npt.ArrayLike, p_value: PValue = "paper"
     known = np.sort(known[np.isfinite(known)])
     if len(known) < 2:
         raise NotComputable(f"the null has {len(known)} group(s) of sufficient size; at least 2 are needed")
-    rank = np.searchsorted(known, x, side="left")
+    rank = np.searchsorted(known, x - TIE * np.abs(known).max(), side="left")
     if p_value == "paper":
         p = np.maximum(len(known) - rank, 1) / len(known)
     elif p_value == "exact":
