@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txeval.cli.base import Command, Parser, output_console
-from txeval.errors import InputError
+from txeval.data.destination import check_destination
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -41,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
 
         return describe_entry(args.screen)
     if args.out is not None:
-        _check_out(Path(args.out), overwrite=args.overwrite)
+        check_destination(args.out, suffixes=(".yaml", ".yml"), overwrite=args.overwrite)
     from txeval.data.describe import describe
 
     about = describe(path, labels=args.labels)
@@ -55,13 +55,6 @@ def _run(args: argparse.Namespace) -> int:
             part.write_text(render(about), encoding="utf-8")
     _next(about, args, console)
     return 0
-
-
-def _check_out(out: Path, *, overwrite: bool) -> None:
-    if out.suffix.lower() not in (".yaml", ".yml"):
-        raise InputError(f"--out {out}: not a YAML file by its ending", remedy="call it FILE.yaml")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} is there already", remedy="name another file, or allow it with --overwrite")
 
 
 def show_description(about: Description, console: Console, *, columns: bool = False) -> None:

@@ -51,7 +51,10 @@ def fetch_files(
     """Find or fetch the files of a data set, showing how far it is."""
     from txeval.cli.tracking import tracking
     from txeval.data.datasets import fetch_dataset
+    from txeval.data.destination import check_destination
 
+    if to is not None:
+        check_destination(to, option="--to", folder=True)
     try:
         with tracking("bytes", plain=plain) as progress:
             files, _ = fetch_dataset(dataset, to=None if to is None else Path(to), names=names, progress=progress)

@@ -125,9 +125,11 @@ def _recipe(args: argparse.Namespace, min_counts: float = 0) -> Recipe:
 
 def _prepare_named(dataset: Any, args: argparse.Namespace) -> int:
     from txeval.cli.tracking import tracking
+    from txeval.data.destination import check_destination
     from txeval.data.recipes import prepare_dataset
+    from txeval.data.writing import SUFFIXES
 
-    out = Path(args.out or f"{dataset.stem}.h5ad")
+    out = check_destination(args.out or f"{dataset.stem}.h5ad", suffixes=SUFFIXES)
     console = output_console(plain=args.plain)
     files = fetch_files(dataset, names=args.file or (), plain=args.plain)
     show_files(dataset, files, console)

@@ -20,11 +20,12 @@ import scipy.sparse as sp
 
 from txeval._version import __version__
 from txeval.compute.arrays import Bools, Ints, Strings
+from txeval.data.destination import check_destination
 from txeval.data.download import Progress
 from txeval.data.matrix import Block, Matrix, Store, open_store
 from txeval.data.scale import determine
 from txeval.data.screen import look_at
-from txeval.data.writing import Layout, ScreenWriter, format_of, open_writer
+from txeval.data.writing import SUFFIXES, Layout, ScreenWriter, open_writer
 from txeval.errors import InputError, unknown
 
 __all__ = ["DEFAULT_MEMORY", "JOINS", "Prepared", "Recipe", "prepare_screen"]
@@ -165,10 +166,9 @@ def prepare_screen(
         before = _made_before(out, key)
         if before is not None:
             return before
-        if not overwrite:
-            raise InputError(f"{out} is there already", remedy="name another file, or replace it with --overwrite")
         if any(out.resolve() == path.resolve() for path in paths):
             raise InputError(f"{out} is one of the parts", remedy="write to another file")
+    check_destination(out, overwrite=overwrite)
     with ExitStack() as stack:
         opened = [stack.enter_context(_Part.open(path, recipe)) for path in paths]
         plan = _plan(opened, recipe)
@@ -228,7 +228,7 @@ def _check(recipe: Recipe, parts: Sequence[Path | str], out: Path, max_memory: i
             raise InputError(f"the list of genes {what}", remedy="name each gene once")
     if not 0 <= recipe.min_counts < float("inf"):
         raise InputError(f"min_counts is {recipe.min_counts}", remedy="give 0 or a number above")
-    format_of(out)
+    check_destination(out, suffixes=SUFFIXES)
 
 
 def _key(paths: Sequence[Path], out: Path, recipe: Recipe) -> str:

@@ -13,6 +13,7 @@ import yaml
 
 from txeval._version import __version__
 from txeval.data.datasets import Dataset, SourceFile, resolve_roles, stated_licences
+from txeval.data.destination import check_destination
 from txeval.data.download import Progress
 from txeval.data.locate import whole_or_nothing
 from txeval.data.matrix import open_store
@@ -21,6 +22,7 @@ from txeval.data.prepare import DEFAULT_MEMORY, Prepared, Recipe, prepare_screen
 from txeval.data.roles import Roles
 from txeval.data.screen import Screen, open_screen
 from txeval.data.split import split
+from txeval.data.writing import SUFFIXES
 from txeval.errors import InputError
 from txeval.protocol import load_protocol
 
@@ -194,8 +196,7 @@ def _prepare_cut(
     content = {**uns, "txeval": {"version": __version__}}
     reused = out.exists() and _holds(out, content)
     if not reused:
-        if out.exists() and not overwrite:
-            raise InputError(f"{out} is there already", remedy="name another file, or replace it with --overwrite")
+        check_destination(out, suffixes=SUFFIXES, overwrite=overwrite)
         prepare_devel(files[0].path, out, dataset.source.dataset, uns=content)
     store = open_store(out)
     try:

@@ -14,6 +14,7 @@ from anndata.io import write_elem
 
 from txeval.compute.arrays import Ints
 from txeval.compute.random import stream
+from txeval.data.destination import check_destination
 from txeval.data.locate import whole_or_nothing
 from txeval.data.matrix import open_store
 from txeval.data.roles import Roles
@@ -124,13 +125,10 @@ def subset_screen(
     InputError
         The screen or `out` cannot be used, or `n` is no number of samples.
     """
-    path, out = Path(path), Path(out)
+    path = Path(path)
     if n < 1:
         raise InputError(f"a part of {n} samples", remedy="ask for 1 or more")
-    if out.suffix.lower() != ".h5ad":
-        raise InputError(f"{out}: a part is written as .h5ad", remedy="end the name in .h5ad")
-    if out.exists() and not overwrite:
-        raise InputError(f"{out} is there already", remedy="name another file, or allow it with --overwrite")
+    out = check_destination(out, suffixes=(".h5ad",), overwrite=overwrite)
     if out.exists() and out.resolve() == path.resolve():
         raise InputError(f"{out} is the screen itself", remedy="name another file")
     with open_screen(path, replace(roles, exclude=()), layer=layer, labels=labels) as screen:

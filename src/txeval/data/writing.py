@@ -27,6 +27,7 @@ import scipy.sparse as sp
 from txeval._version import __version__
 from txeval.compute.arrays import Ints
 from txeval.compute.machine import usable_cores
+from txeval.data.destination import check_destination, require_suffix
 from txeval.errors import InputError, unknown
 
 __all__ = ["FORMATS", "LAYOUTS", "Format", "Layout", "ScreenWriter", "format_of", "open_writer", "smallest_type"]
@@ -34,6 +35,7 @@ __all__ = ["FORMATS", "LAYOUTS", "Format", "Layout", "ScreenWriter", "format_of"
 Format = Literal["h5ad", "zarr"]
 Layout = Literal["csr", "dense"]
 FORMATS: tuple[Format, ...] = ("h5ad", "zarr")
+SUFFIXES = tuple(f".{name}" for name in FORMATS)
 LAYOUTS: tuple[Layout, ...] = ("csr", "dense")
 
 #: Values of a chunk. Small ones in HDF5, where a read unpacks whole chunks; larger ones in Zarr, where each is a file.
@@ -61,10 +63,7 @@ def format_of(path: Path | str) -> Format:
     InputError
         For a suffix other than .h5ad and .zarr.
     """
-    suffix = Path(path).suffix.lower()
-    if suffix not in (".h5ad", ".zarr"):
-        raise InputError(f"{path}: the suffix {suffix!r} says no format", remedy="end the name in .h5ad or .zarr")
-    return "h5ad" if suffix == ".h5ad" else "zarr"
+    return "h5ad" if require_suffix(Path(path), SUFFIXES) == ".h5ad" else "zarr"
 
 
 def smallest_type(values: npt.NDArray[Any]) -> np.dtype[Any]:
@@ -833,6 +832,7 @@ def open_writer(
         raise unknown("layout", layout, LAYOUTS)
     if chosen == "zarr":
         _require_zarr3()
+    check_destination(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if resume:

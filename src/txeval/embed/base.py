@@ -50,6 +50,9 @@ class EmbedderInfo:
         of None accepts any.
     version
         Raised when the same input gives another result than before.
+    model_reader
+        Of an embedder that trains a model and gives its folder (`Embedding.model`): the embedder whose option `model`
+        reads that folder. "": no model is kept.
     role
         "floor" or "ceiling" of what an embedding can reach: shown apart, never ranked; "" for a model.
     """
@@ -63,6 +66,7 @@ class EmbedderInfo:
     licence: str = ""
     citation: str = ""
     version: int = 1
+    model_reader: str = ""
     role: str = ""
 
 
@@ -102,10 +106,13 @@ class Embedding:
     provenance
         Plain data: source, settings, what was aligned how, what was filled in; printed in the manifest. Its `notes`
         stand in every score of the embedding, its `warnings` are printed by the run.
+    model
+        Folder of the model that was trained for it; None: there is none.
     """
 
     values: Rows
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    model: Path | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -19,7 +19,16 @@ from txeval.compute.arrays import F32, Ints
 from txeval.compute.random import stream
 from txeval.data.scale import require_scale
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
-from txeval.embed.checkpoints import KeyReport, check_keys, find_file, load_json, load_tensors, weights_folder
+from txeval.embed.checkpoints import (
+    KeyReport,
+    check_keys,
+    find_file,
+    float_values,
+    load_json,
+    load_tensors,
+    tensor_shape,
+    weights_folder,
+)
 from txeval.embed.frozen import (
     SHARED_OPTIONS,
     aliases_of,
@@ -185,22 +194,27 @@ def load_model(files: Files, genes: Sequence[str], device: torch.device | str = 
     config = _config(files)
     listed = [str(gene) for gene in config["gene_list"]]
     state = load_tensors(files.weights, inside=("model_state_dict", "state_dict", "model"))
-    width, dim, layers, clusters = (
-        int(config.get(name, default))
-        for name, default in (("enc_hid", 1024), ("post_latent_dim", 512), ("enc_layers", 4), ("num_clusters", 16))
-    )
-    heads = int(config.get("enc_head", 8))
+    sizes = {"enc_hid": 1024, "post_latent_dim": 512, "enc_layers": 4, "num_clusters": 16, "enc_head": 8}
+    for name, default in sizes.items():
+        size = config.get(name, default)
+        if not isinstance(size, int) or size < 1:
+            raise InputError(
+                f"{files.config}: {name} is {size!r}, not a number from 1 up",
+                remedy=f"take the .config.json of the model from {_SOURCE}",
+            )
+        sizes[name] = size
+    width, dim, layers, clusters, heads = sizes.values()
     norm = str(config.get("norm", "layernorm"))
     if norm not in ("groupnorm", "layernorm") or width % heads:
         raise InputError(
             f"{files.config}: norm {norm!r} with width {width} and {heads} heads is unknown",
             remedy="use one of the released versions, 20230926_85M or 20231027_85M",
         )
-    inner = state.get(f"{_QZYX}.0.weight", torch.empty(512, 0)).shape[0]
-    found = state.get("embedder.feat_enc.emb")
-    if found is not None and found.shape[0] != len(listed):
+    inner = tensor_shape(state, f"{_QZYX}.0.weight", 2, path=files.weights)[0]
+    found = tensor_shape(state, "embedder.feat_enc.emb", 2, path=files.weights)[0]
+    if found != len(listed):
         raise InputError(
-            f"{files.weights}: embeddings of {found.shape[0]:,} genes, but {files.config.name} lists {len(listed):,}",
+            f"{files.weights}: embeddings of {found:,} genes, but {files.config.name} lists {len(listed):,}",
             remedy="take both files from the same version of CellPLM",
         )
 
@@ -222,8 +236,13 @@ def load_model(files: Files, genes: Sequence[str], device: torch.device | str = 
     )
     number = {gene: row for row, gene in enumerate(listed)}
     rows = torch.tensor([number[gene] for gene in genes], dtype=torch.int64)
-    weights = {name: state[name].to(device).float() for name in wanted if name != "embedder.feat_enc.emb"}
-    embeddings = state["embedder.feat_enc.emb"][rows].to(device).float()
+
+    def values(name: str, value: Tensor) -> Tensor:
+        return float_values(value, name, path=files.weights).to(device)
+
+    table = "embedder.feat_enc.emb"
+    weights = {name: values(name, state[name]) for name in wanted if name != table}
+    embeddings = values(table, state[table][rows])
     return Model(weights, embeddings, layers, heads, norm, width, dim, clusters, keys)
 
 

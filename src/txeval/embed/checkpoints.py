@@ -8,15 +8,16 @@ import fnmatch
 import hashlib
 import io
 import json
+import os
 import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import IO, Any, TypeVar
 
 import numpy as np
 import torch
@@ -30,12 +31,16 @@ __all__ = [
     "check_keys",
     "file_digest",
     "find_file",
+    "float_values",
     "load_columns",
     "load_json",
     "load_safe_pickle",
     "load_table",
     "load_tensors",
+    "tensor_fault",
+    "tensor_shape",
     "weights_folder",
+    "write_whole",
 ]
 
 T = TypeVar("T", int, float, str)
@@ -357,6 +362,102 @@ def load_tensors(path: Path, *, inside: Sequence[str] = ()) -> dict[str, torch.T
     return {str(name): value for name, value in found.items()}
 
 
+#: Types of numbers that weights come in; all are computed with as float32.
+_FLOATS = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+
+#: Values that are looked at together when they are checked.
+_CHECKED = 1 << 24
+
+
+def tensor_fault(value: torch.Tensor, shape: Sequence[int] | None = None, *, integer: bool = False) -> str:
+    """What keeps a tensor from being the weights that a model wants, or "".
+
+    Weights are float32, float64, float16 or bfloat16 numbers in a dense tensor with values; how its storage is laid
+    out, and whether it is shared with another tensor, does not matter.
+
+    Parameters
+    ----------
+    shape
+        Shape that is wanted; None: any.
+    integer
+        Whether the model wants int64 numbers here, such as a counter.
+    """
+    if value.is_nested or value.layout != torch.strided:
+        return f"is {'nested' if value.is_nested else str(value.layout).removeprefix('torch.')}, not dense"
+    if value.is_meta:
+        return "is without values (of the device meta)"
+    if value.is_quantized:
+        return f"is quantised ({str(value.dtype).removeprefix('torch.')})"
+    if value.dtype not in ((torch.int64,) if integer else _FLOATS):
+        return f"is {str(value.dtype).removeprefix('torch.')}, not {'int64' if integer else 'float32'}"
+    if shape is not None and tuple(value.shape) != tuple(shape):
+        return f"is {tuple(value.shape)}, not {tuple(shape)}"
+    return ""
+
+
+def tensor_shape(state: Mapping[str, torch.Tensor], name: str, dimensions: int, *, path: Path) -> tuple[int, ...]:
+    """Shape of a tensor from which the sizes of a model are read.
+
+    Raises
+    ------
+    InputError
+        It is missing, no weights, empty, or has another number of dimensions.
+    """
+    value = state.get(name)
+    fault = "is missing" if value is None else tensor_fault(value)
+    if value is not None and not fault and (value.ndim != dimensions or not value.numel()):
+        fault = f"is {tuple(value.shape)}, not of {dimensions} dimensions above 0"
+    if value is None or fault:
+        raise InputError(
+            f"{path}: these are not the weights of this model; tensor {name} {fault}",
+            remedy="the file is of another model or version",
+        )
+    return tuple(int(size) for size in value.shape)
+
+
+def float_values(value: torch.Tensor, name: str, *, path: Path) -> torch.Tensor:
+    """Values of a tensor that `check_keys` has passed, as float32; without a copy where they are that.
+
+    Raises
+    ------
+    InputError
+        One of them is not a finite float32 number.
+    """
+    found = value.detach().float()
+    flat = found.flatten() if found.is_contiguous() else found.reshape(-1)
+    for low in range(0, flat.numel(), _CHECKED):
+        part = flat[low : low + _CHECKED]
+        # Minimum and maximum pass NaN on and take no memory.
+        if not torch.isfinite(torch.stack(part.aminmax())).all():
+            bad = float(part[~torch.isfinite(part)][0])
+            raise InputError(f"{path}: tensor {name} holds {bad}, which is no weight", remedy=_DAMAGED)
+    return found
+
+
+def write_whole(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Write a file so that under its name it is either whole or not there.
+
+    Raises
+    ------
+    InputError
+        The file cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as handle:
+            write(handle)
+            handle.flush()
+            os.fsync(handle.fileno())
+        partial.replace(path)
+    # torch reports a write that was cut short as a RuntimeError.
+    except (OSError, RuntimeError) as why:
+        reason = getattr(why, "strerror", None) or (str(why).splitlines() or [type(why).__name__])[0]
+        raise InputError(f"cannot write {path} ({reason})", remedy="free some space or choose another folder") from why
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 @dataclass(frozen=True)
 class KeyReport:
     """What became of the tensors of a checkpoint.
@@ -405,22 +506,31 @@ def check_keys(
     Raises
     ------
     InputError
-        A tensor is missing or has another shape, or a tensor nobody expects lies in a part that is used: the
-        computation would then not be the model's. Foreign tensors elsewhere are reported.
+        A tensor is missing, has another shape or holds no floating-point weights (see `tensor_fault`), or a tensor
+        nobody expects lies in a part that is used: the computation would then not be the model's. Foreign tensors
+        elsewhere are reported. Values are checked where they are read: `float_values`.
     """
     shapes = {name: tuple(int(size) for size in shape) for name, shape in wanted.items()}
     missing = [name for name in shapes if name not in state]
+    # A tensor of the wrong kind may have no shape to speak of.
+    wrong = {name: tensor_fault(state[name]) for name in shapes if name in state}
+    kind = [f"{name} {fault}" for name, fault in wrong.items() if fault]
     other = [
-        f"{name} is {tuple(state[name].shape)}, not {shape}"
+        f"{name} {fault}"
         for name, shape in shapes.items()
-        if name in state and tuple(state[name].shape) != shape
+        if not wrong.get(name, "missing") and (fault := tensor_fault(state[name], shape))
     ]
     parts = {name.split(".")[0] for name in shapes}
     known = [name for name in state if name not in shapes and any(fnmatch.fnmatchcase(name, p) for p in unused)]
     rest = [name for name in state if name not in shapes and name not in set(known)]
     inside = [name for name in rest if name.split(".")[0] in parts]
     problems = []
-    for what, names in (("missing", missing), ("of another shape", other), ("unexpected", inside)):
+    for what, names in (
+        ("missing", missing),
+        ("of another kind", kind),
+        ("of another shape", other),
+        ("unexpected", inside),
+    ):
         if names:
             problems.append(f"{len(names)} {what}: {', '.join(names[:5])}" + (", ..." if len(names) > 5 else ""))
     if problems:

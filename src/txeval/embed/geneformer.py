@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +20,9 @@ from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
 from txeval.embed.checkpoints import (
     KeyReport,
     check_keys,
+    file_digest,
     find_file,
+    float_values,
     load_json,
     load_table,
     load_tensors,
@@ -60,14 +64,25 @@ __all__ = [
 
 _SOURCE = "https://huggingface.co/ctheodoris/Geneformer (Apache-2.0)"
 
+#: Tokens that are no genes: <pad>, <mask>, <cls>, <eos>.
+_SPECIAL = re.compile("<.*>")
+
 #: Model -> names of its folder in the official repository, and in older or other copies.
 _FOLDERS: Mapping[str, tuple[str, ...]] = {
     "geneformer-v1": ("Geneformer-V1-10M", "geneformer-6L-30M", "gf-6L-10M-i2048", "gf-6L-30M-i2048"),
     "geneformer-v2-104m": ("Geneformer-V2-104M", "gf-12L-104M-i4096"),
     "geneformer-v2-316m": ("Geneformer-V2-316M", "gf-18L-316M-i4096"),
 }
-_DICTIONARIES = {"token_dictionary": True, "gene_median_dictionary": True, "gene_name_id_dict": False,
-                 "ensembl_mapping_dict": False}  # fmt: skip
+#: The dictionaries of a model, which have to be of one version; the tables of gene names may be absent.
+_NEEDED = ("token_dictionary", "gene_median_dictionary")
+_TABLES = {"gene_name_id_dict": "symbol", "ensembl_mapping_dict": "mapped id"}
+
+#: Version -> suffixes that its dictionaries have, by the number of cells that they were made from. Dictionaries without
+#: a suffix are those of V1, or of copies that were renamed.
+_SUFFIXES = {1: ("_gc30M", ""), 2: ("_gc104M", "_gc95M", "")}
+
+#: SHA-256 of the medians of V1, as in a copy of the official repository: they are known under any name.
+_MEDIANS_OF_V1 = "b3b589bb5ec75040d05fc44dd6bf0184cf87f3c362cf158d196a6ed3b7fe5f39"
 
 
 @dataclass(frozen=True)
@@ -137,33 +152,51 @@ def find_files(folder: Path, model: str) -> Files:
         home = folder
     config = find_file(home, ["config.json"], "the configuration of Geneformer")
     weights = find_file(home, ["model.safetensors", "pytorch_model.bin"], "the weights of Geneformer")
-    old = model == "geneformer-v1"
-    suffixes = ["_gc30M", ""] if old else ["_gc104M", "_gc95M", ""]
+    return Files(config, weights, _dictionaries(home, 1 if model == "geneformer-v1" else 2))
+
+
+def _dictionaries(home: Path, version: int) -> dict[str, Path]:
+    """Kind -> file of the dictionaries of a version: all from one folder, and with one suffix."""
     places = [Path(), Path("geneformer"), Path("..", "geneformer"), Path("..")]
-    if old:
+    if version == 1:
         places = [place / sub for sub in ("gene_dictionaries_30m", "") for place in places]
-    found: dict[str, Path] = {}
-    for kind, needed in _DICTIONARIES.items():
-        names = [
-            str(place / f"{kind}{suffix}.{ending}")
-            for suffix in suffixes
-            for place in places
-            for ending in ("pkl", "json")
-        ]
-        hits = [home / name for name in names if (home / name).is_file()]
-        if hits:
-            found[kind] = hits[0]
-        elif needed:
-            raise InputError(
-                f"{home}: {kind}{suffixes[0]}.pkl is missing; it was looked for there and in"
-                f" {', '.join(str(place) for place in places if str(place) != '.')}",
-                remedy=f"copy the dictionaries of the folder geneformer/ from {_SOURCE}",
-            )
-    return Files(config, weights, found)
+    found: list[Path] = []
+
+    def of(suffix: str, place: Path) -> dict[str, Path]:
+        named = {kind: home / place / f"{kind}{suffix}" for kind in (*_NEEDED, *_TABLES)}
+        # A dictionary that is there both ways is read from the pickle, as published.
+        ways = {
+            kind: [path.with_name(f"{path.name}.{ending}") for ending in ("pkl", "json")]
+            for kind, path in named.items()
+        }
+        return {kind: there[0] for kind, paths in ways.items() if (there := [path for path in paths if path.is_file()])}
+
+    for suffix in _SUFFIXES[version]:
+        for place in places:
+            files = of(suffix, place)
+            if all(kind in files for kind in _NEEDED):
+                return files
+            found += [files[kind] for kind in _NEEDED if kind in files]
+        # A part of a version: another one in its place would not be what the folder was meant to hold.
+        if found:
+            break
+    else:
+        suffix = _SUFFIXES[version][0]
+    lacking = [f"{kind}{suffix}.pkl is missing" for kind in _NEEDED if all(kind not in path.name for path in found)]
+    others = [name for names in _SUFFIXES.values() for name in names if name not in _SUFFIXES[version]]
+    found += [path for name in others for place in places for kind, path in of(name, place).items() if kind in _NEEDED]
+    raise InputError(
+        f"{home}: {', '.join(lacking) or 'the dictionaries are in different folders'};"
+        f" found: {', '.join(os.path.normpath(path) for path in found) or 'none'}",
+        remedy=f"copy all dictionaries of one version (V{version}: NAME{_SUFFIXES[version][0]}.pkl) from {_SOURCE} into"
+        f" one folder; looked in {', '.join(map(str, places))}",
+    )
 
 
 def load_vocabulary(files: Files, *, version: int) -> Vocabulary:
     """Read the dictionaries of a model.
+
+    Every gene with a token has a median; medians of other genes, of which V2 has more than it has tokens, are not read.
 
     Raises
     ------
@@ -172,7 +205,8 @@ def load_vocabulary(files: Files, *, version: int) -> Vocabulary:
     """
     path = files.dictionaries["token_dictionary"]
     tokens = load_table(path, int)
-    medians = load_table(files.dictionaries["gene_median_dictionary"], float)
+    median_path = files.dictionaries["gene_median_dictionary"]
+    medians = load_table(median_path, float)
     size = _config(files)["vocab_size"]
     found = 2 if {"<cls>", "<eos>"} <= set(tokens) else 1
     if found != version:
@@ -183,28 +217,31 @@ def load_vocabulary(files: Files, *, version: int) -> Vocabulary:
         )
     if tokens.get("<pad>") != 0:
         raise InputError(f"{path}: the token <pad> is {tokens.get('<pad>')}, not 0", remedy="this is another file")
-    if max(tokens.values()) + 1 != size or len(set(tokens.values())) != len(tokens):
+    if min(tokens.values()) < 0 or max(tokens.values()) + 1 != size or len(set(tokens.values())) != len(tokens):
         raise InputError(
-            f"{path}: {len(tokens):,} tokens up to {max(tokens.values()):,} do not fit the model of {files.config},"
-            f" which knows {size:,}",
+            f"{path}: {len(tokens):,} tokens from {min(tokens.values()):,} to {max(tokens.values()):,} do not fit the"
+            f" model of {files.config}, which knows {size:,}",
             remedy="take dictionaries and weights from the same version of Geneformer",
         )
-    bad = [gene for gene, value in medians.items() if not (np.isfinite(value) and value > 0)]
-    shared = [gene for gene in tokens if gene in medians]
-    if bad or len(shared) < len(medians) / 2:
-        what = f"the median of {bad[0]} is {medians[bad[0]]}" if bad else f"only {len(shared):,} genes have a token"
+    genes = [name for name in tokens if not _SPECIAL.fullmatch(name)]
+    bad = [gene for gene in genes if not (np.isfinite(medians.get(gene, np.nan)) and medians[gene] > 0)]
+    of_v1 = version == 2 and file_digest(median_path) == _MEDIANS_OF_V1
+    if bad or of_v1:
+        what = "these are the medians of V1"
+        if bad:
+            value = f"is {medians[bad[0]]}" if bad[0] in medians else "is missing"
+            what = f"the median of {bad[0]} {value}, and so for {len(bad):,} of the {len(genes):,} genes with a token"
         raise InputError(
-            f"{files.dictionaries['gene_median_dictionary']}: {len(medians):,} medians, {what}",
-            remedy="take all dictionaries from the same version of Geneformer",
+            f"{median_path}: {what} in {path}", remedy="take all dictionaries from the same version of Geneformer"
         )
     tables = {
         label: load_table(files.dictionaries[kind], str)
-        for kind, label in (("gene_name_id_dict", "symbol"), ("ensembl_mapping_dict", "mapped id"))
+        for kind, label in _TABLES.items()
         if kind in files.dictionaries
     }
     return Vocabulary(
         tokens,
-        {gene: medians[gene] for gene in shared},
+        {gene: medians[gene] for gene in genes},
         tables,
         tokens.get("<cls>") if version == 2 else None,
         tokens.get("<eos>") if version == 2 else None,
@@ -290,6 +327,11 @@ def _config(files: Files) -> dict[str, Any]:
             f"{files.config}: no configuration of a BERT model ({', '.join(missing) or config.get('model_type')})",
             remedy="give the config.json of the model",
         )
+    if min(config[name] for name in needed) < 1 or config["hidden_size"] % config["num_attention_heads"]:
+        raise InputError(
+            f"{files.config}: {', '.join(f'{name} {config[name]}' for name in needed)} make no model",
+            remedy="give the config.json of the model",
+        )
     return dict(config)
 
 
@@ -327,10 +369,18 @@ def load_encoder(files: Files, *, layer: int = -1, device: torch.device | str = 
             config = build_config(**settings, num_hidden_layers=layers, attn_implementation="sdpa")
             return build_model(config, add_pooling_layer=False).eval()
 
+    try:
+        whole = build(depth)
+    # What transformers says of sizes and names that it does not know.
+    except (ValueError, TypeError, KeyError, RuntimeError) as why:
+        raise InputError(
+            f"{files.config}: transformers cannot build this model ({type(why).__name__}: {why})",
+            remedy="give the config.json of the model",
+        ) from why
     state = load_tensors(files.weights)
     if not any(name.startswith("bert.") for name in state):
         state = {f"bert.{name}": value for name, value in state.items()}
-    shapes = {f"bert.{name}": tuple(value.shape) for name, value in build(depth).state_dict().items()}
+    shapes = {f"bert.{name}": tuple(value.shape) for name, value in whole.state_dict().items()}
     keys = check_keys(
         state,
         shapes,
@@ -339,7 +389,9 @@ def load_encoder(files: Files, *, layer: int = -1, device: torch.device | str = 
         hint=f"the sizes are those of {files.config}: take both from the same folder",
     )
     model = build(depth + layer)
-    needed = {name: state[f"bert.{name}"].float() for name in model.state_dict()}
+    needed = {
+        name: float_values(state[f"bert.{name}"], f"bert.{name}", path=files.weights) for name in model.state_dict()
+    }
     model.load_state_dict(needed, strict=True, assign=True)
     parts = {"embeddings": model.embeddings, "encoder": model.encoder}
     for part in parts.values():
@@ -503,9 +555,18 @@ class Geneformer:
             keys=encoder.keys,
             genes=genes,
             device=device,
-            more={"model": dict(encoder.sizes), "max_length": longest},
+            more={"model": dict(encoder.sizes), "max_length": longest, "warnings": _warnings(files, self.info.name)},
         )
         return Embedding(made.values, {**made.provenance, "samples_cut_to_max_length": cut})
+
+
+def _warnings(files: Files, model: str) -> list[str]:
+    path = files.dictionaries["token_dictionary"]
+    if "_gc95M" not in path.name:
+        return []
+    return [
+        f"{path}: dictionaries of 95 M cells belong to earlier models than {model}, which was published with gc104M"
+    ]
 
 
 EMBEDDERS = (

@@ -154,7 +154,7 @@ def make_embedding(spec: EmbeddingSpec, screen: Screen, context: EmbeddingContex
     provenance: dict[str, Any] = {"source": spec.source, "options": options, "embedder_version": embedder.info.version}
     if embedder.info.stochastic:
         provenance["seed"] = context.seed
-    return Embedding(made.values, {**provenance, **made.provenance})
+    return Embedding(made.values, {**provenance, **made.provenance}, made.model)
 
 
 def _check(made: Embedding, screen: Screen, label: str) -> None:

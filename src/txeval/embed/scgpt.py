@@ -21,9 +21,11 @@ from txeval.embed.checkpoints import (
     KeyReport,
     check_keys,
     find_file,
+    float_values,
     load_json,
     load_table,
     load_tensors,
+    tensor_shape,
     weights_folder,
 )
 from txeval.embed.frozen import (
@@ -144,11 +146,17 @@ def load_settings(files: Files) -> Settings:
                 f"{files.args}: {name} is {raw[name]!r}; txeval knows scGPT with {name} {known!r}",
                 remedy="use one of the released whole-human, continual-pretrained or organ models",
             )
+    width, layers, heads, hidden = (int(number(name)) for name in ("embsize", "nlayers", "nheads", "d_hid"))
+    if min(width, layers, heads, hidden) < 1 or width % heads:
+        raise InputError(
+            f"{files.args}: embsize {width}, nlayers {layers}, nheads {heads}, d_hid {hidden} make no model",
+            remedy=f"get args.json from {_SOURCE}",
+        )
     return Settings(
-        int(number("embsize")),
-        int(number("nlayers")),
-        int(number("nheads")),
-        int(number("d_hid")),
+        width,
+        layers,
+        heads,
+        hidden,
         number("dropout", 0.2),
         int(number("n_bins", 51)),
         int(number("pad_value", -2)),
@@ -366,11 +374,11 @@ def load_model(
         The three files do not fit together.
     """
     state = _official_names(load_tensors(files.weights, inside=("model_state_dict", "state_dict")))
-    table = state.get("encoder.embedding.weight")
+    found = tensor_shape(state, "encoder.embedding.weight", 2, path=files.weights)[0]
     rows = max(vocabulary.values()) + 1
-    if table is not None and table.shape[0] != rows:
+    if found != rows:
         raise InputError(
-            f"{files.weights}: embeddings of {table.shape[0]:,} tokens, but {files.vocabulary.name} numbers {rows:,}",
+            f"{files.weights}: embeddings of {found:,} tokens, but {files.vocabulary.name} numbers {rows:,}",
             remedy="take the weights and the vocab.json of the same model",
         )
     with torch.device("meta"):
@@ -380,10 +388,9 @@ def load_model(
     keys = check_keys(
         state, wanted, path=files.weights, unused=unused, hint=f"the sizes are those of {files.args.name}"
     )
+    values = {name: float_values(state[name], name, path=files.weights) for name in wanted}
     # With a decoder the model is to be trained: on a copy, not on the memory-mapped file.
-    model.load_state_dict(
-        {name: state[name].float().clone() if decoder else state[name].float() for name in wanted}, assign=True
-    )
+    model.load_state_dict({name: value.clone() if decoder else value for name, value in values.items()}, assign=True)
     return model.eval().to(device), keys
 
 

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,9 +20,10 @@ from torch import Tensor
 from txeval.compute.arrays import F32, Ints
 from txeval.compute.random import stream, stream_seed
 from txeval.compute.variable_genes import gene_moments, variable_genes
+from txeval.data.destination import check_destination
 from txeval.data.scale import require_scale
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
-from txeval.embed.checkpoints import load_json, load_tensors, weights_folder
+from txeval.embed.checkpoints import load_json, weights_folder, write_whole
 from txeval.embed.frozen import (
     SHARED_OPTIONS,
     Item,
@@ -73,6 +73,8 @@ __all__ = [
 ]
 
 _TARGET_TOTAL = 1e4
+
+_WEIGHTS, _RECORD = "best_model.pt", "finetuning.json"
 
 #: Numbers of activations that are kept for the gradient at a time: 512 M float32 values are 2 GiB.
 _KEPT = 512_000_000
@@ -312,13 +314,23 @@ def train(
     history = History([], [])
     best = {name: value.detach().clone() for name, value in model.state_dict().items()}
     if checkpoint is not None and checkpoint.is_file():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        if scaler is not None:
-            scaler.load_state_dict(state["scaler"])
-        best, history = state["best"], History(**state["history"])
+        try:
+            with warnings.catch_warnings():
+                # torch warns of kinds of pickle that it then refuses.
+                warnings.simplefilter("ignore", UserWarning)
+                state = torch.load(checkpoint, map_location=device, weights_only=True)
+            model.load_state_dict(state["model"])
+            optimizer.load_state_dict(state["optimizer"])
+            schedule.load_state_dict(state["schedule"])
+            if scaler is not None:
+                scaler.load_state_dict(state["scaler"])
+            best, history = state["best"], History(**state["history"])
+        # A file that was cut short can fail in any way, and may have changed the model by then.
+        except Exception as why:
+            raise InputError(
+                f"{checkpoint}: not a whole state of a training ({(str(why).splitlines() or [''])[0][:120]})",
+                remedy="remove it: the training then starts again",
+            ) from why
 
     def batch_of(numbers: Ints, label: str) -> Batch:
         items = []
@@ -379,22 +391,10 @@ def train(
                 "scaler": None if scaler is None else scaler.state_dict(),
                 "history": asdict(history),
             }
-            with _whole(checkpoint) as path:
-                torch.save(state, path)
+            write_whole(checkpoint, partial(torch.save, state))
     model.load_state_dict(best)
     model.eval()
     return history
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[Path]:
-    """A name to write a file under, so that under its own it is either whole or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield partial
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class _Corpus:
@@ -433,6 +433,7 @@ class FinetunedScGPT:
 
     info = EmbedderInfo(
         name="scgpt-finetuned",
+        model_reader="scgpt-finetuned",
         summary="scGPT trained on to predict masked values of the screen's train split: 512 dimensions",
         stochastic=True,
         uses_train=True,
@@ -450,14 +451,16 @@ class FinetunedScGPT:
             "dropout": (-1.0, "dropout in training; -1: as in args.json (0.2)"),
             "valid_fraction": (0.1, "share of the train split that is validated on; the best epoch is kept"),
             "max_train": (0, "most samples of the train split that are used, drawn at random; 0: all"),
-            "save": ("", "folder to keep the trained model in, as weights for scgpt; default: it is not kept"),
+            "save": ("", "folder to keep the trained model in, one for each seed; default: it is not kept"),
+            "model": ("", "folder of a model trained before, which embeds as it was trained; default: train one"),
         },
         needs="counts, normalized or log1p values; gene symbols; weights of scgpt",
         licence="code: MIT; weights: none stated",
         citation="Cui et al. 2024, doi:10.1038/s41592-024-02201-0",
     )
 
-    def _open(self, screen: Screen, given: Mapping[str, Any]) -> tuple[dict[str, Any], Files]:
+    def _open(self, screen: Screen, given: Mapping[str, Any]) -> tuple[dict[str, Any], Files, dict[str, Any] | None]:
+        """Checked options, files of the model to start from, and the record of a model that is trained already."""
         options = complete(self.info, given)
         positive(self.info.name, options, "max_length", least=2)
         positive(self.info.name, options, "epochs", "train_batch_size")
@@ -469,16 +472,34 @@ class FinetunedScGPT:
             if not 0 <= options[name] < 1:
                 raise InputError(f"{self.info.name}: option {name} is {options[name]}", remedy="use 0 up to below 1")
         require_scale(screen, {"counts", "normalized", "log1p"}, step=self.info.name)
-        return options, find_files(weights_folder(options["weights"], "scgpt", _SOURCE))
+        if options["model"]:
+            of_embedding = {*SHARED_OPTIONS, "model"} - {"weights"}
+            idle = [
+                name
+                for name, (default, _) in self.info.options.items()
+                if name not in of_embedding and options[name] != default
+            ]
+            if idle:
+                raise InputError(
+                    f"{self.info.name}: {', '.join(idle)} would have no effect: the model is trained already",
+                    remedy="leave them out",
+                )
+            folder = Path(options["model"]).expanduser()
+            record = _record(folder)
+            options.update(max_length=record["max_length"], include_zeros=record["include_zeros"])
+            return options, find_files(folder), record
+        if options["save"]:
+            check_destination(options["save"], option="the option save", folder=True)
+        return options, find_files(weights_folder(options["weights"], "scgpt", _SOURCE)), None
 
     def fingerprint(self, screen: Screen, options: Mapping[str, Any]) -> Mapping[str, Any]:
         """Check options and scale; digests of the files."""
-        options, files = self._open(screen, options)
-        return digests(files.all(), options)
+        options, files, record = self._open(screen, options)
+        return digests([*files.all(), *([files.weights.with_name(_RECORD)] if record else [])], options)
 
     def embed(self, screen: Screen, options: Mapping[str, Any], context: EmbeddingContext) -> Embedding:
         """Train on the train split, then embed every sample with the trained model."""
-        options, files = self._open(screen, options)
+        options, files, record = self._open(screen, options)
         device = pick_device(options["device"] or context.device, options["precision"])
         settings, vocabulary = load_settings(files), load_vocabulary(files)
         genes = match(gene_names(screen, options["genes"]), vocabulary, aliases_of(options))
@@ -494,7 +515,9 @@ class FinetunedScGPT:
                 yield part, genes.collapse(block)
 
         chosen = np.arange(len(tokens))
-        if 0 < options["n_hvg"] < len(tokens):
+        if record is not None:
+            chosen = _genes_of(record, genes.genes, files.weights.parent, options["min_gene_overlap"])
+        elif 0 < options["n_hvg"] < len(tokens):
             logged = (log_normalise(counts, screen.scale) for _, counts in counts_of(rows))
             chosen = variable_genes(gene_moments(logged, len(tokens)), options["n_hvg"], flavour="cell_ranger")
         own = tokens[chosen]
@@ -519,18 +542,41 @@ class FinetunedScGPT:
         if options["max_train"] and len(rows) > options["max_train"]:
             draws = [stream(context.seed, "scgpt-finetuned", "sample", names[row]).random() for row in rows]
             rows = np.sort(rows[np.argsort(draws, kind="stable")[: options["max_train"]]])
-        key = self._key(screen, options, files, context.seed, rows)
-        folder = context.folder / f"{self.info.name}-{key}"
-        if options["save"]:
-            folder = Path(options["save"]).expanduser() / f"seed-{context.seed}"
 
         def corpus() -> Iterator[Sample]:
             for part, counts in counts_of(rows):
                 yield from tokenized(expressed(counts), rows[part])
 
-        model, keys, history = self._trained(
-            folder, key, files, settings, vocabulary, options, device, corpus, [names[row] for row in rows], context
-        )
+        if record is not None:
+            folder = files.weights.parent
+            model, keys = load_model(files, settings, vocabulary, decoder=True, device=device)
+        else:
+            key = self._key(screen, options, files, context.seed, rows)
+            folder = context.folder / f"{self.info.name}-{key}"
+            if options["save"]:
+                folder = Path(options["save"]).expanduser() / f"seed-{context.seed}"
+            about = {
+                "key": key,
+                "genes": [genes.genes[place] for place in chosen],
+                "max_length": options["max_length"],
+                "include_zeros": options["include_zeros"],
+                "trained_on": len(rows),
+                "trained_on_note": "all samples: no train split was given"
+                if context.train_rows is None
+                else "samples of the train split",
+            }
+            model, keys, record = self._trained(
+                folder,
+                about,
+                files,
+                settings,
+                vocabulary,
+                options,
+                device,
+                corpus,
+                [names[row] for row in rows],
+                context,
+            )
 
         def encode(counts: Any, numbers: Ints) -> list[Item | None]:
             picked = expressed(counts)
@@ -558,7 +604,7 @@ class FinetunedScGPT:
                 name=self.info.name,
             )
 
-        return describe(
+        made = describe(
             screen,
             context,
             self.info,
@@ -571,21 +617,20 @@ class FinetunedScGPT:
             note="embedded as it was trained: log-normalised variable genes, <cls> with value 0",
             more={
                 "model": {"layers": settings.layers, "width": settings.width, "tokens": len(vocabulary)},
-                "trained_on": len(rows),
-                "trained_on_note": "all samples: no train split was given"
-                if context.train_rows is None
-                else "samples of the train split",
+                "trained_on": record["trained_on"],
+                "trained_on_note": record["trained_on_note"],
                 "variable_genes": len(chosen),
-                "history": history,
-                "trained_model": str(folder) if options["save"] else "not kept",
+                "history": {name: value for name, value in record.items() if name != "genes"},
+                "trained_model": str(folder) if options["save"] or options["model"] else "not kept",
                 "random_stream": "one for each sample, named by seed and "
                 + ("sample name" if screen.has_unique_names else "row of the file"),
             },
         )
+        return replace(made, model=folder)
 
     def _key(self, screen: Screen, options: Mapping[str, Any], files: Files, seed: int, rows: Ints) -> str:
         """What the trained model depends on, in 16 digits."""
-        irrelevant = ("weights", "device", "batch_size", "min_gene_overlap", "save")
+        irrelevant = ("weights", "device", "batch_size", "min_gene_overlap", "save", "model")
         content = {
             **digests(files.all(), options),
             "options": {name: value for name, value in options.items() if name not in irrelevant},
@@ -599,7 +644,7 @@ class FinetunedScGPT:
     def _trained(
         self,
         folder: Path,
-        key: str,
+        about: Mapping[str, Any],
         files: Files,
         settings: Settings,
         vocabulary: Mapping[str, int],
@@ -609,19 +654,30 @@ class FinetunedScGPT:
         names: Sequence[str],
         context: EmbeddingContext,
     ) -> tuple[Model, Any, dict[str, Any]]:
-        """The trained model: read where it is there, else trained, and stored in the official layout."""
+        """The trained model: read where it is there, else trained, and stored in the official layout.
+
+        Parameters
+        ----------
+        about
+            What the record of the model says beside its training; `key`: digest of what the model depends on.
+        """
+        key = about["key"]
         dropout = settings.dropout if options["dropout"] < 0 else options["dropout"]
         model, keys = load_model(files, settings, vocabulary, decoder=True, dropout=dropout, device=device)
-        done = folder / "finetuning.json"
-        if done.is_file():
-            if load_json(done).get("key") != key:
+        kept, state = folder / _WEIGHTS, folder / f"training-{key}.pt"
+        if (folder / _RECORD).is_file():
+            record = _record(folder)
+            if record["key"] != key:
                 raise InputError(
                     f"{folder} holds a model trained with other data or settings",
                     remedy="choose another folder with the option save, or remove this one",
                 )
-            state = load_tensors(folder / "best_model.pt")
-            model.load_state_dict({name: state[name] for name in model.state_dict()})
-            return model.eval(), keys, dict(load_json(done))
+            model, keys = load_model(find_files(folder), settings, vocabulary, decoder=True, device=device)
+            return model, keys, record
+        if kept.exists() and not state.is_file():
+            raise InputError(
+                f"{folder} holds a {_WEIGHTS} that is not of this training", remedy="choose another folder to save in"
+            )
         folder.mkdir(parents=True, exist_ok=True)
         corpus = _Corpus(folder)
         corpus.fill(samples())
@@ -648,25 +704,60 @@ class FinetunedScGPT:
             pad_value=settings.pad_value,
             mask_value=settings.mask_value,
             micro_batch=lambda length: max(1, _KEPT // (length * per_token)),
-            checkpoint=folder / f"training-{key}.pt",
+            checkpoint=state,
             progress=context.progress,
         )
         corpus.close()
         report = {
-            "key": key,
+            **about,
             **asdict(history),
             "settings": asdict(training),
             "dropout": dropout,
             "seconds": round(time.perf_counter() - started, 3),
         }
-        with _whole(folder / "best_model.pt") as path:
-            torch.save(model.state_dict(), path)
-        shutil.copyfile(files.vocabulary, folder / "vocab.json")
-        (folder / "args.json").write_text(json.dumps({**settings.raw, "max_seq_len": options["max_length"]}, indent=1))
-        (folder / f"training-{key}.pt").unlink(missing_ok=True)
-        with _whole(done) as path:
-            path.write_text(json.dumps(report, indent=1))
+        sizes = json.dumps({**settings.raw, "max_seq_len": options["max_length"]}, indent=1)
+        write_whole(kept, lambda handle: torch.save(model.state_dict(), handle))
+        write_whole(folder / "vocab.json", lambda handle: handle.write(files.vocabulary.read_bytes()))
+        write_whole(folder / "args.json", lambda handle: handle.write(sizes.encode()))
+        # The record is written last: a folder with it is complete.
+        write_whole(folder / _RECORD, lambda handle: handle.write(json.dumps(report, indent=1).encode()))
+        state.unlink(missing_ok=True)
         return model, keys, report
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """The checked record of a model that was fine-tuned by this program."""
+    path = folder / _RECORD
+    if not path.is_file():
+        raise InputError(
+            f"{folder}: {_RECORD} is missing, so this is no model that txeval fine-tuned",
+            remedy="give the folder of `txeval embed SCREEN --model scgpt-finetuned --save DIR`",
+        )
+    record = load_json(path)
+    kinds: dict[str, type] = {"key": str, "genes": list, "max_length": int, "include_zeros": bool, "trained_on": int,
+             "trained_on_note": str}  # fmt: skip
+    for name, kind in kinds.items():
+        value = record.get(name) if isinstance(record, dict) else None
+        if not isinstance(value, kind):
+            raise InputError(
+                f"{path}: {name} is {str(value)[:60]!r}, not a {kind.__name__}", remedy="train the model again"
+            )
+    if not all(isinstance(gene, str) for gene in record["genes"]):
+        raise InputError(f"{path}: genes are not names", remedy="train the model again")
+    return dict(record)
+
+
+def _genes_of(record: Mapping[str, Any], names: Sequence[str], folder: Path, minimum: float) -> Ints:
+    """Places of the genes that a model was trained on among those of the screen."""
+    own = set(record["genes"])
+    chosen = np.array([place for place, name in enumerate(names) if name in own], dtype=np.int64)
+    if not len(chosen) or len(chosen) < minimum * len(own):
+        raise InputError(
+            f"the screen has {len(chosen):,} of the {len(own):,} genes that the model in {folder} was trained on"
+            f" (at least {minimum:.1%} are wanted)",
+            remedy="use gene symbols as in its training, or accept fewer genes with min_gene_overlap",
+        )
+    return chosen
 
 
 EMBEDDERS = (FinetunedScGPT(),)

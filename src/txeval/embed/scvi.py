@@ -466,6 +466,7 @@ class ScVI:
 
     info = EmbedderInfo(
         name="scvi",
+        model_reader="transfer-scvi",
         summary="scVI trained on the screen's train split, with the paper's settings: 256 dimensions",
         stochastic=True,
         uses_train=True,
@@ -489,7 +490,7 @@ class ScVI:
         genes = align(screen, model.genes)
         values, empty = embed_with(model, screen, genes, context)
         made = _provenance(model, screen, genes, empty, time.perf_counter() - started)
-        return Embedding(values, made)
+        return Embedding(values, made, context.folder / TRAINED)
 
 
 class TransferScVI:
@@ -497,6 +498,7 @@ class TransferScVI:
 
     info = EmbedderInfo(
         name="transfer-scvi",
+        model_reader="transfer-scvi",
         summary="scVI trained on another screen, applied without further training",
         options={
             "model": ("", "folder of a trained model, as `txeval embed SCREEN --model scvi --save DIR` writes it"),
@@ -612,6 +614,7 @@ class TransferScVI:
                 "same_screen_as_in_training": model.about.get("trained_on", {}).get("fingerprint")
                 == screen.fingerprint,
             },
+            folder,
         )
 
     def _trained(

@@ -7,7 +7,6 @@ disk, Ctrl-C works, and a killed training goes on where it was. `Optimiser` has 
 from __future__ import annotations
 
 import json
-import os
 import time
 import warnings
 import zipfile
@@ -16,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +25,7 @@ import torch
 from txeval.compute.arrays import F32, Ints
 from txeval.compute.random import stream, stream_seed
 from txeval.compute.threads import torch_threads
-from txeval.embed.checkpoints import file_digest
+from txeval.embed.checkpoints import file_digest, float_values, tensor_fault, write_whole
 from txeval.errors import InputError, NotComputable
 
 __all__ = [
@@ -404,7 +403,7 @@ class _Keeper:
         now = time.monotonic()
         if self.path is None or (not last and now - self._since < 20 * self._cost):
             return
-        _write(self.path, lambda handle: torch.save(state(), handle))
+        write_whole(self.path, lambda handle: torch.save(state(), handle))
         self._since = time.monotonic()
         self._cost = self._since - now
 
@@ -438,24 +437,6 @@ def _resume(path: Path, key: str, module: Any, optimiser: torch.optim.Optimizer,
         return History(notes=[f"the checkpoint {path.name} was damaged, training began anew ({reason})"])
     history.resumed_at.append(history.epochs)
     return history
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Write a file so that it is whole or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as handle:
-            write(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        partial.replace(path)
-    except OSError as why:
-        raise InputError(
-            f"cannot write {path} ({why.strerror or why})", remedy="free some space or choose another folder"
-        ) from why
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 class ScVIModel:
@@ -528,7 +509,7 @@ class ScVIModel:
         if (folder / _MODEL).exists() and not overwrite:
             raise InputError(f"{folder} holds a model already", remedy="give another folder")
         state = {name: value.detach().cpu().numpy() for name, value in self.module.state_dict().items()}
-        _write(folder / _WEIGHTS, lambda handle: np.savez(handle, **state))
+        write_whole(folder / _WEIGHTS, lambda handle: np.savez(handle, **state))
         record = {
             "format": _FORMAT,
             "version": _VERSION,
@@ -541,7 +522,7 @@ class ScVIModel:
         }
         # Written last: a folder with this file is complete.
         text = json.dumps(record, indent=1, ensure_ascii=False)
-        _write(folder / _MODEL, lambda handle: handle.write(text.encode()))
+        write_whole(folder / _MODEL, lambda handle: handle.write(text.encode()))
 
     @staticmethod
     def is_saved(folder: Path) -> bool:
@@ -572,8 +553,7 @@ class ScVIModel:
         # Without storage: sizes are compared with those of the file before any memory is taken.
         with torch.device("meta"):
             module = build(architecture)
-        wanted = {name: tuple(value.shape) for name, value in module.state_dict().items()}
-        module.load_state_dict(_weights(folder / _WEIGHTS, wanted), strict=True, assign=True)
+        module.load_state_dict(_weights(folder / _WEIGHTS, module.state_dict()), strict=True, assign=True)
         module = module.to(device or torch.device("cpu")).eval()
         return cls(
             module, architecture, record["input"], tuple(record["genes"]), tuple(record["batches"]), record["about"]
@@ -656,8 +636,8 @@ def _architecture(found: Mapping[str, Any], folder: Path) -> Architecture:
     return made
 
 
-def _weights(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Tensors of an .npz file that have to be exactly those wanted."""
+def _weights(path: Path, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Tensors of an .npz file that have to be exactly those wanted, in kind and shape."""
     state = {}
     try:
         with zipfile.ZipFile(path) as archive:
@@ -671,13 +651,15 @@ def _weights(path: Path, wanted: Mapping[str, tuple[int, ...]]) -> dict[str, tor
                     f" unexpected: {', '.join(extra[:5]) or 'none'}",
                     remedy=_AGAIN,
                 )
-            for name, shape in wanted.items():
-                value = archive[name]
-                if value.shape != shape or value.dtype.kind not in "fi":
-                    raise InputError(f"{path}: {name} is {value.dtype} {value.shape}, not {shape}", remedy=_AGAIN)
-                if not np.isfinite(value).all():
-                    raise InputError(f"{path}: {name} holds values that are not finite", remedy=_AGAIN)
-                state[name] = torch.from_numpy(value)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile) as why:
+            for name, like in wanted.items():
+                array = archive[name]
+                if array.dtype.kind not in "biufc":
+                    raise InputError(f"{path}: tensor {name} is {array.dtype}, not numbers", remedy=_AGAIN)
+                value, integer = torch.from_numpy(array), not like.is_floating_point()
+                fault = tensor_fault(value, like.shape, integer=integer)
+                if fault:
+                    raise InputError(f"{path}: tensor {name} {fault}", remedy=_AGAIN)
+                state[name] = value if integer else float_values(value, name, path=path)
+    except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as why:
         raise InputError(f"{path}: not a whole file of weights ({why})", remedy=_AGAIN) from why
     return state

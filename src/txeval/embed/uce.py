@@ -22,10 +22,12 @@ from txeval.embed.checkpoints import (
     KeyReport,
     check_keys,
     find_file,
+    float_values,
     load_columns,
     load_json,
     load_table,
     load_tensors,
+    tensor_shape,
     weights_folder,
 )
 from txeval.embed.frozen import (
@@ -306,15 +308,21 @@ class TokenTable:
         (rows of the checkpoint,) int32: place in `values`, -1 where a row was not asked for.
     """
 
-    def __init__(self, state: Mapping[str, Tensor], rows: npt.ArrayLike, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, state: Mapping[str, Tensor], rows: npt.ArrayLike, path: Path, device: torch.device | str = "cpu"
+    ) -> None:
+        def values(name: str, value: Tensor) -> Tensor:
+            return float_values(value, name, path=path).to(device)
+
         table = state["pe_embedding.weight"]
         needed = np.unique(np.asarray(rows, dtype=np.int64))
         weight, bias, gain, shift = (
-            state[f"encoder.{name}"].to(device).float() for name in ("0.weight", "0.bias", "2.weight", "2.bias")
+            values(name, state[name])
+            for name in ("encoder.0.weight", "encoder.0.bias", "encoder.2.weight", "encoder.2.bias")
         )
         self.values = torch.empty(len(needed), weight.shape[0], device=device)
         for low in range(0, len(needed), _ROWS):
-            vectors = table[torch.from_numpy(needed[low : low + _ROWS])].to(device).float()
+            vectors = values("pe_embedding.weight", table[torch.from_numpy(needed[low : low + _ROWS])])
             inner = F.gelu(F.linear(F.normalize(vectors, dim=1), weight, bias))
             self.values[low : low + _ROWS] = F.layer_norm(inner, inner.shape[1:], gain, shift)
         self.number = np.full(table.shape[0], -1, dtype=np.int32)
@@ -357,34 +365,35 @@ def load_model(files: Files, genome: Genome, genes: Sequence[str], device: torch
         The checkpoint is not one of UCE, or its token table does not fit the tables of genes and chromosomes.
     """
     state = load_tensors(files.weights)
-    table = state.get("pe_embedding.weight")
-    first, last = state.get("transformer_encoder.layers.0.linear1.weight"), state.get("decoder.3.weight")
-    middle, encoder = state.get("decoder.0.0.weight"), state.get("encoder.0.weight")
-    if table is None or first is None or last is None or middle is None or encoder is None:
+    measured = ("pe_embedding.weight", "transformer_encoder.layers.0.linear1.weight", "decoder.3.weight",
+                "decoder.0.0.weight", "encoder.0.weight")  # fmt: skip
+    if not all(name in state for name in measured):
         raise InputError(
             f"{files.weights}: this is no checkpoint of UCE; it holds, for example, {', '.join(list(state)[:5])}",
             remedy=f"get it from {_SOURCE}",
         )
-    hidden, width = (int(size) for size in first.shape)
-    numbers = {int(name.split(".")[2]) for name in state if name.startswith("transformer_encoder.layers.")}
+    (rows, token_width), (hidden, width), (dim, _), (middle, _), _ = (
+        tensor_shape(state, name, 2, path=files.weights) for name in measured
+    )
+    layers = len({name.split(".")[2] for name in state if name.startswith("transformer_encoder.layers.")})
     if width % _HEADS:
         raise InputError(f"{files.weights}: width {width} does not divide into {_HEADS} heads", remedy=_SOURCE)
     with torch.device("meta"):
-        model = Model(max(numbers) + 1, width, _HEADS, hidden, int(middle.shape[0]), int(last.shape[0])).eval()
+        model = Model(layers, width, _HEADS, hidden, middle, dim).eval()
     wanted = parameter_shapes(model)
-    positions = state.get("pos_encoder.pe", torch.empty(0, 1, width))
     others = {
-        "encoder.0.weight": (width, int(table.shape[1])),
+        "encoder.0.weight": (width, token_width),
         "encoder.0.bias": (width,),
         "encoder.2.weight": (width,),
         "encoder.2.bias": (width,),
-        "pos_encoder.pe": (int(positions.shape[0]), 1, width),
-        "pe_embedding.weight": tuple(table.shape),
+        "pe_embedding.weight": (rows, token_width),
+        "pos_encoder.pe": (0, 1, width),
     }
+    if "pos_encoder.pe" in state:
+        others["pos_encoder.pe"] = (tensor_shape(state, "pos_encoder.pe", 3, path=files.weights)[0], 1, width)
     keys = check_keys(
         state, {**wanted, **others}, path=files.weights, unused=["binary_decoder.*", "gene_embedding_layer.*"]
     )
-    rows = int(table.shape[0])
     if rows == _RELEASED[0] and genome.n_codes != _RELEASED[1]:
         raise InputError(
             f"{files.chromosomes}: {genome.n_codes:,} chromosomes, but the released models know {_RELEASED[1]:,}",
@@ -400,14 +409,14 @@ def load_model(files: Files, genome: Genome, genes: Sequence[str], device: torch
             remedy="take all files from the same release of UCE",
         )
     chromosomes = {genome.chromosome[gene] + first_chromosome for gene in genes}
-    model.load_state_dict({name: state[name].float() for name in wanted}, assign=True)
+    model.load_state_dict({name: float_values(state[name], name, path=files.weights) for name in wanted}, assign=True)
     return Loaded(
         model.to(device),
-        TokenTable(state, [PAD, CHROMOSOME_END, CLS, *used, *chromosomes], device),
-        positions[:, 0].to(device).float(),
+        TokenTable(state, [PAD, CHROMOSOME_END, CLS, *used, *chromosomes], files.weights, device),
+        float_values(state["pos_encoder.pe"], "pos_encoder.pe", path=files.weights)[:, 0].to(device),
         first_chromosome,
         keys,
-        {"layers": max(numbers) + 1, "width": width, "tokens": rows, "hidden": hidden, "dim": int(last.shape[0])},
+        {"layers": layers, "width": width, "tokens": rows, "hidden": hidden, "dim": dim},
     )
 
 

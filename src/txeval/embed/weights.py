@@ -22,6 +22,7 @@ from urllib.parse import quote
 
 import yaml
 
+from txeval.data.destination import check_destination
 from txeval.data.download import download as transfer
 from txeval.data.download import offline
 from txeval.data.locate import Progress, cache_folder, data_folders, file_digest
@@ -59,13 +60,19 @@ class RemoteFile:
         Where it lies in the folder of the weights, with "/".
     url
         Where it comes from; "" for a file of a shared folder.
-    sha256
-        Digest of its bytes, where it is known.
+    sha256, bytes
+        Digest and size of the published file, where they are known.
     """
 
     path: str
     url: str = ""
     sha256: str = ""
+    bytes: int | None = None
+
+    @property
+    def pinned(self) -> bool:
+        """Whether anything is known of the published file that a copy can be compared with."""
+        return self.bytes is not None or bool(self.sha256)
 
 
 @dataclass(frozen=True)
@@ -263,11 +270,9 @@ def fetch_weights(
     if folder is None:
         base = os.environ.get("TXEVAL_WEIGHTS", "").split(os.pathsep)[0]
         folder = (Path(base).expanduser() if base else cache_folder() / "weights") / entry.folder
-    folder = Path(folder).expanduser()
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file", remedy="name a folder")
+    folder = check_destination(folder, option="--to", folder=True)
     missing = entry.missing(folder)
-    if not missing and all(check.state in ("ok", "not recorded") for check in verify_weights(folder, entry)):
+    if not missing and all(check.whole for check in verify_weights(folder, entry)):
         _record(folder, entry.name, {})
         return folder
     by_hand = _by_hand(entry, folder)
@@ -278,10 +283,11 @@ def fetch_weights(
         )
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        changed = {check.path for check in verify_weights(folder, entry) if check.state == "changed"}
+        changed = {check.path for check in verify_weights(folder, entry) if not check.whole}
         for file in entry.files:
             if file.url and (file.path in missing or file.path in changed):
                 digest = download(file.url, folder / file.path, sha256=file.sha256, progress=progress)
+                _check_size(file, folder)
                 _record(folder, entry.name, {file.path: (file.url, digest)})
         for archive in entry.archives:
             _unpack_needed(entry, archive, folder, changed, progress)
@@ -300,6 +306,14 @@ def fetch_weights(
             remedy=by_hand,
         )
     return folder
+
+
+def _check_size(file: RemoteFile, folder: Path) -> None:
+    """Remove a fetched file that has another size than the published one; ValueError says so."""
+    size = (folder / file.path).stat().st_size
+    if file.bytes is not None and size != file.bytes:
+        (folder / file.path).unlink()
+        raise ValueError(f"{file.path} has {size:,} bytes, but the catalogue says {file.bytes:,}")
 
 
 def download(
@@ -421,9 +435,12 @@ class Check:
     Attributes
     ----------
     state
-        "ok"; "changed": its digest is not the recorded one; "missing"; "not recorded": nothing to compare with.
+        "ok"; "not published": it is not the file that the catalogue describes; "changed": its digest is not the
+        recorded one; "missing"; "not recorded": nothing to compare with.
     found, recorded
         SHA-256 digests; "" where there is none.
+    published
+        What the catalogue knows of the file, and it was compared with: "size and digest", "size", or "unknown".
     """
 
     path: str
@@ -431,6 +448,12 @@ class Check:
     found: str = ""
     recorded: str = ""
     origin: str = ""
+    published: str = "unknown"
+
+    @property
+    def whole(self) -> bool:
+        """Whether nothing speaks against the file."""
+        return self.state in ("ok", "not recorded")
 
 
 def _read_record(folder: Path) -> dict[str, dict[str, Any]]:
@@ -478,12 +501,14 @@ def _files(folder: Path) -> list[str]:
 
 
 def verify_weights(folder: Path, entry: Weights | None = None) -> list[Check]:
-    """Compare every file of a folder with the digest that was recorded when it was fetched.
+    """Compare every file of a folder with the published one, and with the digest recorded when it was fetched.
+
+    What is known of published files is in the catalogue: size and digest, the size alone, or nothing.
 
     Parameters
     ----------
     entry
-        Weights whose files alone are wanted; None: all that are there or recorded.
+        Weights whose files alone are wanted; None: all that are there or recorded, whichever weights they are of.
 
     Raises
     ------
@@ -510,8 +535,23 @@ def verify_weights(folder: Path, entry: Weights | None = None) -> list[Check]:
             continue
         found = file_digest(folder / name)
         state = "not recorded" if not expected else "ok" if found == expected else "changed"
-        checks.append(Check(name, state, found, expected, origin))
+        file = _published(name, entry)
+        known_of_it = "unknown"
+        if file is not None:
+            known_of_it = "size and digest" if file.sha256 else "size"
+            fits = file.bytes in (None, (folder / name).stat().st_size) and file.sha256 in ("", found)
+            if not fits:
+                state = "not published"
+            elif file.sha256:
+                state = "ok"
+        checks.append(Check(name, state, found, expected, origin, known_of_it))
     return checks
+
+
+def _published(name: str, entry: Weights | None) -> RemoteFile | None:
+    """What the catalogue knows of a file by its path in a folder of weights."""
+    entries = catalogue().values() if entry is None else [entry]
+    return next((file for known in entries for file in known.files if file.path == name and file.pinned), None)
 
 
 def record_weights(folder: Path) -> list[Check]:

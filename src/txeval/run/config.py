@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ import yaml
 
 from txeval.compute.machine import parse_size
 from txeval.data import Roles
+from txeval.data.destination import check_destination
 from txeval.data.scale import SCALES
 from txeval.embed import list_embedders, parse_spec, rebase, resolve
 from txeval.embed.base import EmbeddingSpec
@@ -351,7 +351,7 @@ def check_config(config: RunConfig) -> None:
             remedy="give a folder of files NAME.txt with two columns of gene names, or leave it out",
         )
     if config.out is not None:
-        _check_out(config.out)
+        check_destination(config.out, folder=True)
 
 
 def _check_executor(config: RunConfig) -> None:
@@ -438,18 +438,6 @@ def _check_protocol(config: RunConfig) -> None:
     min_counts = protocol.quality_control.get("min_counts", 0)
     if min_counts is not None and not (_is_number(min_counts) and min_counts >= 0):
         raise InputError(f"{where}: quality_control.min_counts is {min_counts!r}", remedy="give 0 or a number above")
-
-
-def _check_out(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"out: {out} is a file", remedy="give a folder")
-    ancestor = out.absolute()
-    while not ancestor.exists() and ancestor.parent != ancestor:
-        ancestor = ancestor.parent
-    if not ancestor.is_dir():
-        raise InputError(f"out: {ancestor} is a file, so {out} cannot be made", remedy="give another folder")
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise InputError(f"out: the folder {ancestor} is not writable", remedy="give a folder that you may write to")
 
 
 def _roles(values: Mapping[str, Any], place: str) -> Roles:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import shutil
+import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,12 +17,13 @@ from txeval._version import __version__
 from txeval.compute.arrays import Ints, Strings
 from txeval.compute.machine import resolve_device
 from txeval.data import Roles, Screen, open_screen
+from txeval.data.destination import check_destination
 from txeval.embed import check_options, embedding_fingerprint, make_embedding, resolve
 from txeval.embed.base import Embedding, EmbeddingContext, EmbeddingSpec
 from txeval.errors import InputError, NotComputable
 from txeval.protocol import Protocol
 from txeval.run.execution import environment
-from txeval.run.files import folder_lock, now, read_json, write_atomically, write_json, write_rows
+from txeval.run.files import folder_lock, now, read_json, storing, write_atomically, write_json, write_rows
 from txeval.run.plan import screen_record, split_screen
 from txeval.run.worker import PeakMemory, single_threaded
 
@@ -47,12 +49,15 @@ class Embedded:
         Whether it was there already.
     saved
         Folder of the trained model, where one was asked for.
+    reader
+        Embedder whose option `model` reads that folder.
     """
 
     values: Path
     record: Mapping[str, Any]
     reused: bool = False
     saved: Path | None = None
+    reader: str = ""
 
 
 def embed_to_folder(
@@ -99,12 +104,17 @@ def embed_to_folder(
     """
     info = resolve(spec).info
     options = check_options(info, spec.options, label=spec.label)
-    if save is not None and not _trains(info.name, options):
-        raise InputError(f"{spec.source} trains no model, so there is nothing to save", remedy="leave --save out")
-    if save is not None and save.exists() and (not save.is_dir() or any(save.iterdir())):
-        raise InputError(f"{save} is there already", remedy="name a new folder for the model")
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file", remedy="name a folder")
+    out = check_destination(out, folder=True)
+    # A model that is trained already is named by the option of this name.
+    ready = bool(options.get("model")) and bool(info.model_reader)
+    if save is not None:
+        if not info.model_reader or ready:
+            raise InputError(f"{spec.source} trains no model, so there is nothing to save", remedy="leave --save out")
+        save = check_destination(save, option="--save", folder=True, overwrite=False, remedy="remove it")
+        if save.resolve() in (out.resolve(), *out.resolve().parents):
+            raise InputError(
+                f"{save} cannot hold the model: the embedding goes to {out}", remedy="name another folder with --save"
+            )
     with open_screen(
         path,
         roles,
@@ -116,7 +126,7 @@ def embed_to_folder(
         labels=labels,
     ) as screen:
         train, train_note = None, ""
-        if info.uses_train:
+        if info.uses_train and not ready:
             qc = protocol.quality_control.get("min_counts", 0) if min_counts is None else min_counts
             train, train_note = _train_rows(screen, qc, protocol)
         fingerprint = embedding_fingerprint(spec, screen, seed, train_rows=train)
@@ -152,7 +162,7 @@ def embed_to_folder(
                 "train": train_note or None,
                 "weights": made.provenance.get("weights"),
                 "genes": made.provenance.get("genes"),
-                "provenance": dict(made.provenance),
+                "provenance": {**made.provenance, **({} if save is None else {"trained_model": str(save)})},
                 "screen": screen_record(screen),
                 "made": begun,
                 "seconds": round(time.perf_counter() - started, 3),
@@ -161,14 +171,10 @@ def embed_to_folder(
                 **environment(),
             }
             _store(out, screen, made, record, max_elements)
-            saved = _keep_model(made, work, save)
+            saved = _keep_model(made.model, save)
             for left in out.glob(".work-*"):
                 shutil.rmtree(left, ignore_errors=True)
-            return Embedded(out / VALUES, record, saved=saved)
-
-
-def _trains(name: str, options: Mapping[str, Any]) -> bool:
-    return name in ("scvi", "scgpt-finetuned") or (name == "transfer-scvi" and bool(options["reference"]))
+            return Embedded(out / VALUES, record, saved=saved, reader=info.model_reader)
 
 
 def _train_rows(screen: Screen, min_counts: float | None, protocol: Protocol) -> tuple[Ints, str]:
@@ -237,11 +243,20 @@ def _write_names(out: Path, names: Strings) -> None:
         csv.writer(handle, quoting=csv.QUOTE_ALL).writerows([text] for text in texts)
 
 
-def _keep_model(made: Embedding, work: Path, save: Path | None) -> Path | None:
+def _keep_model(trained: Path | None, save: Path | None) -> Path | None:
+    """Copy the folder of a trained model to the place that the user named, whole or not at all."""
     if save is None:
         return None
-    trained = Path(str(made.provenance.get("trained_model", work / "model")))
-    if not trained.is_dir():
-        raise InputError("the embedder left no trained model", remedy="leave --save out")
-    shutil.copytree(trained, save, dirs_exist_ok=True)
+    if trained is None:
+        raise InputError("the embedder gave no trained model", remedy="leave --save out; the embedding itself is kept")
+    with storing(save):
+        save.parent.mkdir(parents=True, exist_ok=True)
+        part = Path(tempfile.mkdtemp(dir=save.parent, prefix=f".{save.name}-"))
+        try:
+            shutil.copytree(trained, part / "model")
+            if save.is_dir():
+                save.rmdir()
+            (part / "model").replace(save)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
     return save

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from txeval.data.destination import check_destination
 from txeval.errors import InputError
 from txeval.run.assemble import Assembled
 from txeval.run.files import storing, write_atomically
@@ -42,7 +43,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Assembled:
         For a folder that holds no results or is in use, and for conflicts: one cell with different values, one
         data set name for two screens, one label for two embeddings, one protocol name for two sets of parameters.
     """
-    target = Store(Path(out))
+    target = Store(check_destination(out, folder=True))
     sources = [Store(Path(folder)) for folder in folders]
     if (target.folder / "plans").is_dir() and all(_apart(target, source) for source in sources):
         sources.insert(0, target)

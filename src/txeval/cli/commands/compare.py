@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from txeval.cli.base import Command, Parser, one_of, output_console
 from txeval.cli.commands.show import checked_metrics, opened, write_grids
+from txeval.data.destination import check_destination
 from txeval.errors import unknown
 
 if TYPE_CHECKING:
@@ -63,6 +64,10 @@ def _run(args: argparse.Namespace) -> int:
     from txeval.report import to_csv
     from txeval.report.comparison import compare, difference_grids, rank_grids, rank_words, sides, verdicts, words
 
+    if args.plot:
+        from txeval.report.figures import FORMATS as KINDS
+
+        check_destination(args.plot, option="--plot", suffixes=[f".{kind}" for kind in KINDS], parents=False)
     results = opened(args.folder)
     other = opened(args.other) if args.other else None
     for folder in filter(None, (results, other)):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import IO, TYPE_CHECKING, cast
 
 from txeval.cli.base import Command, Parser, at_least
 from txeval.cli.commands.run import conclude, run_config
+from txeval.data.destination import check_destination
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -61,7 +61,7 @@ def _run(args: argparse.Namespace) -> int:
     from txeval.protocol import load_protocol
     from txeval.run import build_config, make_progress
 
-    out = Path(args.out)
+    out = check_destination(args.out, folder=True)
     demo = demo_screen(out, progress=_teller())
     simulated = demo.how == "simulated"
     console = _console(simulated=simulated, plain=args.plain)

@@ -165,7 +165,7 @@ def _conclude(made: Embedded, args: argparse.Namespace, console: Console) -> Non
     for text in _facts(record):
         say(text)
     if made.saved is not None:
-        say(f"Trained model: {made.saved} (for other screens: --model transfer-scvi --option model={made.saved})")
+        say(f"Trained model: {made.saved} (for other screens: --model {made.reader} --option model={made.saved})")
     say(f"What went into it: {made.values.with_name('embedding.json')}")
     names = "" if any(made.values.parent.glob("embedding.names.*")) else " --positional"
     say(f"To score it: txeval run {args.screen} ... --embedding {record['embedder']}={made.values}{names}")

@@ -6,7 +6,8 @@ import argparse
 from pathlib import Path
 
 from txeval.cli.base import Command, Parser, one_of, output_console
-from txeval.errors import InputError, unknown
+from txeval.data.destination import check_destination
+from txeval.errors import unknown
 
 __all__ = ["COMMAND", "write_figures"]
 
@@ -59,11 +60,12 @@ def write_figures(folder: Path, out: Path, formats: list[str], *, only: list[str
     """
     from txeval.report.figures import list_figures, save
 
+    check_destination(out, folder=True)
     figures = list_figures(folder)
     for name in only or []:
         if name not in figures:
             raise unknown("figure", name, figures, where=str(folder))
-    _make(out)
+    out.mkdir(parents=True, exist_ok=True)
     made = []
     for name, chart in figures.items():
         if only and name not in only:
@@ -83,7 +85,7 @@ def _tables(folder: Path, out: Path, formats: list[str]) -> list[Path]:
 
     results = ResultsFolder.open(folder)
     scores = results.scores
-    _make(out)
+    out.mkdir(parents=True, exist_ok=True)
     made = []
     grids = {"summary": report.summary_grids(scores, results), "full": report.full_grids(scores)}
     frames = {"summary": report.summary(scores, results), "full": report.aggregate(scores)}
@@ -101,12 +103,6 @@ def _tables(folder: Path, out: Path, formats: list[str]) -> list[Path]:
                 path.write_text(text, encoding="utf-8")
             made.append(path)
     return made
-
-
-def _make(out: Path) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file", remedy="name a folder with --out")
-    out.mkdir(parents=True, exist_ok=True)
 
 
 COMMAND = Command(

@@ -46,15 +46,16 @@ def _build(args: argparse.Namespace) -> int:
     from rich.text import Text
 
     from txeval.errors import unknown
-    from txeval.report.leaderboard import load_sources, make_boards, write_site
+    from txeval.report.leaderboard import check_site, load_sources, make_boards, write_site
 
+    out = Path(args.out or DEFAULT_OUT)
+    check_site(out)
     sources = load_sources([Path(folder) for folder in args.folders])
     known = list(dict.fromkeys(name for source in sources for name in source.scores["metric"]))
     for name in args.metric or []:
         if name not in known:
             raise unknown("metric", name, known, where="these results")
     boards = make_boards(sources, metrics=args.metric)
-    out = Path(args.out or DEFAULT_OUT)
     written = write_site(boards, sources, out, title=args.title)
     console = output_console()
     for board in boards:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from txeval.cli.base import Command, Parser, one_of, output_console
+from txeval.data.destination import check_destination
 from txeval.errors import InputError
 
 if TYPE_CHECKING:
@@ -51,9 +52,13 @@ def _run(args: argparse.Namespace) -> int:
     from txeval.report.paper import beside, paper_grids, published_scores
     from txeval.report.workbook import to_xlsx
 
-    scores, manifests = _read(args.folders)
     if args.format == "xlsx" and not args.out:
         raise InputError("an XLSX file cannot be printed", remedy="name a file: --out table.xlsx")
+    if args.format == "terminal" and args.out:
+        raise InputError("--out is for a file format", remedy="add --format csv, markdown, latex or xlsx")
+    if args.out:
+        check_destination(args.out, parents=False)
+    scores, manifests = _read(args.folders)
     if args.format == "csv" and args.table != "table1":
         frame = published_scores()
         frame = frame[frame["table"] == args.table]
@@ -72,8 +77,6 @@ def _run(args: argparse.Namespace) -> int:
         return _write(report.to_latex(grids), args.out)
     if args.format == "csv":
         return _write(report.to_csv(_as_frame(grids)), args.out)
-    if args.out:
-        raise InputError("--out is for a file format", remedy="add --format csv, markdown, latex or xlsx")
     report.print_grids(grids, output_console(plain=args.plain))
     return 0
 

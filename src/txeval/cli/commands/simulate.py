@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from txeval.cli.base import Command, Parser, at_least, one_of, output_console
+from txeval.data.destination import check_destination
 from txeval.errors import InputError
 
 if TYPE_CHECKING:
@@ -131,12 +131,9 @@ def _number(text: str) -> float:
 def _run(args: argparse.Namespace) -> int:
     from txeval.cli.tracking import tracking
     from txeval.data.simulate import Simulation, simulate_screen
-    from txeval.data.writing import format_of
+    from txeval.data.writing import SUFFIXES
 
-    out = Path(args.out)
-    format_of(out)
-    if out.exists() and not args.overwrite:
-        raise InputError(f"{out} is there already", remedy="name another file, or replace it with --overwrite")
+    out = check_destination(args.out, option="", suffixes=SUFFIXES, overwrite=args.overwrite)
     with tracking("samples", plain=args.plain) as progress:
         like = _profile(args, progress)
         simulation = Simulation(**_settings(args, like))

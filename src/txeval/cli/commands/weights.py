@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +60,8 @@ def _list(args: argparse.Namespace, console: Console) -> int:
             f"for {', '.join(entry.models)}",
             f"from {entry.address}",
             f"licence: {entry.licence}",
+            f"published digests known: {sum(bool(file.sha256) for file in entry.files)} of {len(entry.files)} files;"
+            f" sizes: {sum(file.bytes is not None for file in entry.files)}",
         ]
         if whole:
             lines.append(f"here: {whole[0]}")
@@ -97,12 +100,18 @@ def _verify(args: argparse.Namespace, console: Console) -> int:
         raise InputError(f"{folder} holds no files", remedy="name the folder of the weights")
     for check in checks:
         digest = check.found or check.recorded
-        console.print(Text(f"{check.state:14}{digest[:16]}  {check.path}"), soft_wrap=True)
-    bad = [check for check in checks if check.state in ("changed", "missing")]
+        known = f"published {check.published}"
+        console.print(Text(f"{check.state:15}{digest[:16]}  {known:27}{check.path}"), soft_wrap=True)
+    compared = Counter(check.published for check in checks if check.state != "missing")
+    kinds = ("size and digest", "size", "unknown")
+    counted = ", ".join(f"{kind} of {compared[kind]}" for kind in kinds if compared[kind])
+    console.print(Text(f"Known of the published files: {counted or 'nothing'}"), soft_wrap=True)
+    bad = [check for check in checks if not check.whole]
     new = sum(check.state == "not recorded" for check in checks)
     if bad:
         console.print(
-            Text(f"{len(bad)} of {len(checks)} files are not as they were recorded: fetch them again"), soft_wrap=True
+            Text(f"{len(bad)} of {len(checks)} files are not as they were recorded or published: fetch them again"),
+            soft_wrap=True,
         )
         return 1
     note = f"; {new} have no recorded digest (--record writes them down)" if new else ""

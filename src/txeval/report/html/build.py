@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.random import stream
+from txeval.data.destination import check_destination
 from txeval.data.samples import Samples
 from txeval.errors import InputError, NotComputable
 from txeval.report.html.data import Model, View, make_views, view_data
@@ -103,11 +104,7 @@ def write_report(
         The folder holds no scores, or the file cannot be written.
     """
     source = Path(folder)
-    target = Path(out) if out is not None else source / "report.html"
-    if target.is_dir():
-        raise InputError(f"{target} is a folder", remedy="give a file, such as report.html")
-    if not target.parent.is_dir():
-        raise InputError(f"{target.parent} does not exist", remedy="make the folder first, or give another file")
+    target = check_destination(source / "report.html" if out is None else out, parents=False)
     content = render_report(source, options or ReportOptions(), progress)
     write_atomically(target, lambda handle: _write(handle, content.encode("utf-8", "backslashreplace")))
     return target

@@ -3,11 +3,12 @@
 from txeval.report.leaderboard.check import Finding, check_submission
 from txeval.report.leaderboard.collect import Board, load_sources, make_boards
 from txeval.report.leaderboard.ranks import rank_scores
-from txeval.report.leaderboard.site import page, write_site
+from txeval.report.leaderboard.site import check_site, page, write_site
 
 __all__ = [
     "Board",
     "Finding",
+    "check_site",
     "check_submission",
     "load_sources",
     "make_boards",

@@ -14,6 +14,7 @@ from typing import Any
 import pandas as pd
 
 from txeval._version import __version__
+from txeval.data.destination import check_destination
 from txeval.errors import InputError
 from txeval.report.html.markup import Markup, element, label
 from txeval.report.layout import number
@@ -55,10 +56,7 @@ def write_site(boards: Sequence[Board], sources: Sequence[Source], out: Path, *,
     InputError
         The folder holds something else, or cannot be written to.
     """
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out} is a file", remedy="name a folder with --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
-        raise InputError(f"{out} holds other files", remedy="name a new folder with --out")
+    check_site(out)
     out.mkdir(parents=True, exist_ok=True)
     scores = pd.concat([source.scores.assign(folder=source.name) for source in sources], ignore_index=True)
     scores["source"] = scores["source"].map(public_source)
@@ -75,6 +73,13 @@ def write_site(boards: Sequence[Board], sources: Sequence[Source], out: Path, *,
 
         write_atomically(out / name, write)
     return [out / name for name in content]
+
+
+def check_site(out: Path) -> None:
+    """Refuse a folder that cannot be written to, or holds something else than a site."""
+    check_destination(out, folder=True)
+    if out.is_dir() and any(out.iterdir()) and not (out / MARKER).is_file():
+        raise InputError(f"{out} holds other files", remedy="name a new folder with --out")
 
 
 def page(boards: Sequence[Board], *, title: str) -> str:
