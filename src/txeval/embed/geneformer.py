@@ -183,8 +183,10 @@ def _dictionaries(home: Path, version: int) -> dict[str, Path]:
     else:
         suffix = _SUFFIXES[version][0]
     lacking = [f"{kind}{suffix}.pkl is missing" for kind in _NEEDED if all(kind not in path.name for path in found)]
-    others = [name for names in _SUFFIXES.values() for name in names if name not in _SUFFIXES[version]]
-    found += [path for name in others for place in places for kind, path in of(name, place).items() if kind in _NEEDED]
+    others = {name for names in _SUFFIXES.values() for name in names} - {suffix}
+    found += [
+        path for name in sorted(others) for place in places for kind, path in of(name, place).items() if kind in _NEEDED
+    ]
     raise InputError(
         f"{home}: {', '.join(lacking) or 'the dictionaries are in different folders'};"
         f" found: {', '.join(os.path.normpath(path) for path in found) or 'none'}",
