@@ -23,7 +23,7 @@ from txeval.embed.weights import list_weights
 from txeval.protocol import load_protocol
 from txeval.run import read_scores
 from txeval.run.plan import split_screen
-from txeval.testing import make_screen
+from txeval.testing import make_screen, make_tiny_scgpt
 
 COLUMNS = ["--perturbation", "perturbation", "--control", "non-targeting", "--batch", "batch"]
 NORMAN = ["--perturbation", "perturbation", "--control-column", "control", "--batch", "gem_group", "--layer", "counts"]
@@ -122,6 +122,31 @@ def test_scvi_gets_the_train_split_of_a_run(data_dir: Path, tmp_path: Path, caps
     assert record_of(moved)["weights"]["sha256"]
     assert main([*command, "--out", str(tmp_path / "third"), "--save", str(model)]) == 2
     assert "is there already" in capsys.readouterr().err
+
+
+def test_fine_tuned_scgpt_is_saved(screen: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """With --save the trained model is kept, and embeds the same screen alike."""
+    genes = ad.read_h5ad(screen).var_names.tolist()
+    weights, out, model = make_tiny_scgpt(tmp_path / "weights", genes), tmp_path / "emb", tmp_path / "deep" / "model"
+    command = ["embed", str(screen), *COLUMNS, "--model", "scgpt-finetuned"]
+    training = ["--weights", str(weights), "--option", "epochs=1", "train_batch_size=30", "learning_rate=0.001"]
+    assert main([*command, *training, "--out", str(out), "--save", str(model)]) == 0
+    told = capsys.readouterr().out
+    assert f"--model scgpt-finetuned --option model={model}" in told and "Trained on" in told
+    assert {path.name for path in model.iterdir()} == {"best_model.pt", "vocab.json", "args.json", "finetuning.json"}
+    assert record_of(out)["provenance"]["trained_model"] == str(model)
+    assert [path.name for path in model.parent.iterdir()] == ["model"]
+
+    again = tmp_path / "again"
+    assert main([*command, "--option", f"model={model}", "--out", str(again)]) == 0
+    assert "Trained on" not in capsys.readouterr().out
+    values = np.load(out / "embedding.npy")
+    assert values.any()
+    np.testing.assert_array_equal(np.load(again / "embedding.npy"), values)
+    shown = tmp_path / "zero-shot"
+    assert main(["embed", str(screen), *COLUMNS, "--model", "scgpt", "--weights", str(model), "--out", str(shown)]) == 0
+    assert main([*command, "--option", f"model={model}", "--out", str(again), "--save", str(tmp_path / "x")]) == 2
+    assert "trains no model" in capsys.readouterr().err
 
 
 def test_run_trains_scvi_once(data_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

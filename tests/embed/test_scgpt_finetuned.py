@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +141,92 @@ def test_the_trained_model_is_a_checkpoint_of_scgpt(weights: Path, tmp_path: Pat
     assert np.array_equal(values, again)
     with pytest.raises(InputError, match="trained with other data or settings"):
         run(weights, tmp_path / "d", save=str(tmp_path / "kept"), decay=0.5)
+
+
+@pytest.mark.parametrize("options", [{}, {"n_hvg": 15, "max_length": 9, "include_zeros": True}])
+def test_a_saved_model_embeds_as_it_was_trained(weights: Path, tmp_path: Path, options: dict[str, Any]) -> None:
+    values, record = run(weights, tmp_path / "a", save=str(tmp_path / "kept"), **options)
+    kept = tmp_path / "kept" / "seed-0"
+    shutil.rmtree(tmp_path / "a")
+    again, told = reload(kept, tmp_path / "b")
+    assert np.array_equal(values, again)
+    assert told["history"] == record["history"] and told["trained_on"] == len(TRAIN)
+    assert told["variable_genes"] == record["variable_genes"] and told["trained_model"] == str(kept)
+    # On another screen the genes that it was trained on are read, wherever they stand.
+    turned = make_adata(structured())[:, ::-1].copy()
+    other, told = reload(kept, tmp_path / "c", turned)
+    assert told["variable_genes"] == record["variable_genes"]
+    assert other.shape == values.shape
+    genes = json.loads((kept / "finetuning.json").read_text())["genes"]
+    few = make_adata(structured())[:, [name not in genes[: len(genes) // 2 + 1] for name in turned.var_names[::-1]]]
+    with pytest.raises(InputError, match=f"of the {len(genes)} genes that the model in .* was trained on"):
+        reload(kept, tmp_path / "d", few.copy(), min_gene_overlap=0.6)
+
+
+def reload(model: Path, folder: Path, adata: Any = None, **options: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    plain = dataclasses.replace(TINY, options={})
+    adata = make_adata(structured()) if adata is None else adata
+    return embed(plain, None, adata, folder, train_rows=TRAIN[:5], model=str(model), **options)
+
+
+def test_models_that_cannot_be_reloaded(weights: Path, tmp_path: Path) -> None:
+    run(weights, tmp_path / "a", save=str(tmp_path / "kept"))
+    kept = tmp_path / "kept" / "seed-0"
+    with pytest.raises(InputError, match=r"epochs, save would have no effect: the model is trained already"):
+        reload(kept, tmp_path / "b", epochs=3, save="elsewhere")
+    record = kept / "finetuning.json"
+    content = json.loads(record.read_text())
+    for broken in ({**content, "genes": None}, {**content, "genes": [1]}, {**content, "max_length": "x"}, [1]):
+        record.write_text(json.dumps(broken))
+        with pytest.raises(InputError, match=r"finetuning.json: "):
+            reload(kept, tmp_path / "b")
+    record.write_text(json.dumps(content))
+    state = torch.load(kept / "best_model.pt", weights_only=True)
+    torch.save({**state, "decoder.fc.0.bias": torch.zeros(16).int()}, kept / "best_model.pt")
+    for load in (
+        lambda: reload(kept, tmp_path / "b"),
+        lambda: run(weights, tmp_path / "c", save=str(tmp_path / "kept")),
+    ):
+        with pytest.raises(InputError, match=r"best_model.pt: .*decoder.fc.0.bias is int32, not float32"):
+            load()
+    record.unlink()
+    with pytest.raises(InputError, match=r"finetuning.json is missing, so this is no model that txeval fine-tuned"):
+        reload(kept, tmp_path / "b")
+
+
+def test_places_to_save_in_are_checked_before_the_training(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scgpt_finetuned, "train_step", lambda *given, **named: pytest.fail("training began"))
+    (tmp_path / "file").write_text("mine")
+    for place, said in (("file", "is a file"), ("file/below", "cannot write"), ("/proc/nowhere", "cannot write")):
+        with pytest.raises(InputError, match=said):
+            run(weights, tmp_path / "a", save=str(tmp_path / place))
+    # Weights of somebody else are not written over.
+    shutil.copytree(weights, tmp_path / "kept" / "seed-0")
+    with pytest.raises(InputError, match=r"holds a best_model.pt that is not of this training"):
+        run(weights, tmp_path / "b", save=str(tmp_path / "kept"))
+
+
+def test_a_damaged_state_of_a_training(weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step, done = scgpt_finetuned.train_step, []
+
+    def killed(*given: Any, **named: Any) -> tuple[float, float]:
+        done.append(1)
+        if len(done) == 3:
+            raise KeyboardInterrupt
+        return step(*given, **named)
+
+    monkeypatch.setattr(scgpt_finetuned, "train_step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(weights, tmp_path / "a")
+    [state] = (tmp_path / "a").rglob("training-*.pt")
+    whole = state.read_bytes()
+    for content in (b"", whole[: len(whole) // 2], b"x" * 100):
+        state.write_bytes(content)
+        with pytest.raises(InputError, match=rf"{state.name}: not a whole state of a training") as found:
+            run(weights, tmp_path / "a")
+        assert "remove it" in found.value.remedy
 
 
 def test_unexpressed_genes_can_be_tokens(weights: Path, tmp_path: Path) -> None:

@@ -416,15 +416,16 @@ def tensor_shape(state: Mapping[str, torch.Tensor], name: str, dimensions: int, 
 
 
 def float_values(value: torch.Tensor, name: str, *, path: Path) -> torch.Tensor:
-    """Values of a tensor that `check_keys` has passed, as float32; without a copy where they are that.
+    """Values of a tensor that `check_keys` has passed, as contiguous float32; no copy where they are.
 
     Raises
     ------
     InputError
         One of them is not a finite float32 number.
     """
-    found = value.detach().float()
-    flat = found.flatten() if found.is_contiguous() else found.reshape(-1)
+    # Contiguous: products of matrices that are laid out otherwise are rounded otherwise.
+    found = value.detach().float().contiguous()
+    flat = found.view(-1)
     for low in range(0, flat.numel(), _CHECKED):
         part = flat[low : low + _CHECKED]
         # Minimum and maximum pass NaN on and take no memory.

@@ -373,8 +373,10 @@ def load_encoder(files: Files, *, layer: int = -1, device: torch.device | str = 
 
     try:
         whole = build(depth)
-    # What transformers says of sizes and names that it does not know.
-    except (ValueError, TypeError, KeyError, RuntimeError) as why:
+    except MemoryError:
+        raise
+    # What transformers and its libraries raise for sizes and names that they do not know has no common base but this.
+    except Exception as why:
         raise InputError(
             f"{files.config}: transformers cannot build this model ({type(why).__name__}: {why})",
             remedy="give the config.json of the model",
