@@ -313,6 +313,20 @@ def test_weights(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pyt
     said = capsys.readouterr().out
     assert "changed" in said and "missing" in said and "2 of 3 files are not as they were recorded" in said
 
+    # What the catalogue knows of published files is compared as well, and what it does not know is said.
+    copy = tmp_path / "Geneformer"
+    (copy / "geneformer").mkdir(parents=True)
+    for name in ("token_dictionary", "gene_name_id_dict"):
+        (copy / "geneformer" / f"{name}_gc104M.pkl").write_bytes(b"short")
+    assert main(["weights", "verify", str(copy)]) == 1
+    said = capsys.readouterr().out
+    assert re.search(r"not published .* published size +geneformer/token_dictionary_gc104M.pkl", said)
+    assert re.search(r"not recorded .* published unknown +geneformer/gene_name_id_dict_gc104M.pkl", said)
+    assert "Known of the published files: size of 1, unknown of 1" in said
+    assert "1 of 2 files are not as they were recorded or published" in said
+    assert main(["weights", "list", "geneformer-v2-104m"]) == 0
+    assert "published digests known: 1 of 6 files; sizes: 3" in " ".join(capsys.readouterr().out.split())
+
     monkeypatch.setenv("TXEVAL_OFFLINE", "1")
     assert main(["weights", "fetch", "cellplm", "--to", str(tmp_path / "c")]) == 2
     err = capsys.readouterr().err

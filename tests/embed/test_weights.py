@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 import tarfile
 import threading
 import zipfile
@@ -149,6 +150,91 @@ def test_the_catalogue():
     # Every model that has an option for weights is there.
     readers = {info.name for info in list_embedders() if "weights" in info.options}
     assert readers == {model for weights in list_weights() for model in weights.models}
+
+
+#: What is known of published files: bytes and digest, as read in copies of the repository's own pointers.
+PUBLISHED = {
+    "Geneformer-V1-10M/model.safetensors": (41_183_536, "a5e33a757431"),
+    "Geneformer-V2-104M/model.safetensors": (417_571_156, "fff5cba29ddd"),
+    "Geneformer-V2-316M/model.safetensors": (1_265_455_076, "965ceccea819"),
+    "geneformer/token_dictionary_gc104M.pkl": (425_590, ""),
+    "geneformer/gene_median_dictionary_gc104M.pkl": (1_512_661, ""),
+}
+
+
+def test_sizes_and_digests_of_published_files():
+    found = {}
+    for weights in list_weights():
+        for file in weights.files:
+            assert file.sha256 == "" or re.fullmatch("[0-9a-f]{64}", file.sha256), file
+            assert file.bytes is None or (isinstance(file.bytes, int) and file.bytes > 0), file
+            if file.pinned:
+                # One path in a folder that weights share is one file.
+                assert found.setdefault(file.path, (file.bytes, file.sha256[:12])) == (file.bytes, file.sha256[:12])
+        pinned = sum(file.bytes or 0 for file in weights.files)
+        assert pinned <= weights.megabytes * 1.1e6, weights.name
+    assert found == PUBLISHED
+    digests = [file.sha256 for weights in list_weights() for file in weights.files if file.sha256]
+    assert len(set(digests)) == len(digests) == 3
+
+
+def test_files_that_are_not_those_published(tmp_path):
+    pinned = (
+        RemoteFile("both.bin", "", sha256(b"whole"), 5),
+        RemoteFile("size.bin", "", bytes=5),
+        RemoteFile("digest.bin", "", sha256(b"whole")),
+        RemoteFile("unknown.bin"),
+    )
+    mine = Weights("mine", "My model", "http", "https://example.org", files=pinned, folder="mine")
+    known = {
+        "both.bin": "size and digest",
+        "size.bin": "size",
+        "digest.bin": "size and digest",
+        "unknown.bin": "unknown",
+    }
+    for name in known:
+        (tmp_path / name).write_bytes(b"whole")
+
+    def states() -> dict[str, str]:
+        checks = verify_weights(tmp_path, mine)
+        assert {check.path: check.published for check in checks} == known
+        assert all(check.whole == (check.state in ("ok", "not recorded")) for check in checks)
+        return {check.path: check.state for check in checks}
+
+    assert states() == {
+        "both.bin": "ok", "size.bin": "not recorded", "digest.bin": "ok", "unknown.bin": "not recorded",
+    }  # fmt: skip
+    # One byte is another: seen by the digest. One byte is missing: seen by the size as well.
+    for content, by_size in ((b"Whole", "not recorded"), (b"whol", "not published"), (b"", "not published")):
+        for name in known:
+            (tmp_path / name).write_bytes(content)
+        assert states() == {
+            "both.bin": "not published", "size.bin": by_size, "digest.bin": "not published",
+            "unknown.bin": "not recorded",
+        }  # fmt: skip
+
+
+def test_recorded_digests_do_not_hide_another_file(tmp_path):
+    """A wrong file that was recorded by hand stays a wrong file, in any folder that has the paths of the catalogue."""
+    path = tmp_path / "Geneformer-V1-10M" / "model.safetensors"
+    path.parent.mkdir()
+    path.write_bytes(b"something else")
+    assert [check.state for check in record_weights(tmp_path)] == ["not published"]
+    assert [check.published for check in verify_weights(tmp_path)] == ["size and digest"]
+
+
+def test_a_fetched_file_of_another_size_is_refused(site, tmp_path):
+    site.files = {"/a.bin": b"other"}
+    wrong = RemoteFile("a.bin", f"{site.address}/a.bin", bytes=6)
+    with pytest.raises(InputError, match=r"a.bin has 5 bytes, but the catalogue says 6"):
+        fetch_weights(replace(entry(site), files=(wrong,)), tmp_path)
+    assert not (tmp_path / "a.bin").exists()
+    right = replace(entry(site), files=(replace(wrong, bytes=5),))
+    fetch_weights(right, tmp_path)
+    # A file that was cut short since is fetched again.
+    (tmp_path / "a.bin").write_bytes(b"oth")
+    fetch_weights(right, tmp_path)
+    assert (tmp_path / "a.bin").read_bytes() == b"other"
 
 
 def test_where_weights_are_looked_for(tmp_path, monkeypatch):
