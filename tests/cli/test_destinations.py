@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from txeval.cli import main
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 from txeval.errors import InputError
 
 ROLES = ["--perturbation", "gene", "--control", "control", "--batch", "batch"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txeval.cli.base import Command, Parser, output_console
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -51,7 +51,7 @@ def fetch_files(
     """Find or fetch the files of a data set, showing how far it is."""
     from txeval.cli.tracking import tracking
     from txeval.data.datasets import fetch_dataset
-    from txeval.data.destination import check_destination
+    from txeval.destination import check_destination
 
     if to is not None:
         check_destination(to, option="--to", folder=True)

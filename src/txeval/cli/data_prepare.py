@@ -125,9 +125,9 @@ def _recipe(args: argparse.Namespace, min_counts: float = 0) -> Recipe:
 
 def _prepare_named(dataset: Any, args: argparse.Namespace) -> int:
     from txeval.cli.tracking import tracking
-    from txeval.data.destination import check_destination
     from txeval.data.recipes import prepare_dataset
     from txeval.data.writing import SUFFIXES
+    from txeval.destination import check_destination
 
     out = check_destination(args.out or f"{dataset.stem}.h5ad", suffixes=SUFFIXES)
     console = output_console(plain=args.plain)

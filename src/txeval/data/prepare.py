@@ -20,12 +20,12 @@ import scipy.sparse as sp
 
 from txeval._version import __version__
 from txeval.compute.arrays import Bools, Ints, Strings
-from txeval.data.destination import check_destination
 from txeval.data.download import Progress
 from txeval.data.matrix import Block, Matrix, Store, open_store
 from txeval.data.scale import determine
 from txeval.data.screen import look_at
 from txeval.data.writing import SUFFIXES, Layout, ScreenWriter, open_writer
+from txeval.destination import check_destination
 from txeval.errors import InputError, unknown
 
 __all__ = ["DEFAULT_MEMORY", "JOINS", "Prepared", "Recipe", "prepare_screen"]

@@ -13,7 +13,6 @@ import yaml
 
 from txeval._version import __version__
 from txeval.data.datasets import Dataset, SourceFile, resolve_roles, stated_licences
-from txeval.data.destination import check_destination
 from txeval.data.download import Progress
 from txeval.data.locate import whole_or_nothing
 from txeval.data.matrix import open_store
@@ -23,6 +22,7 @@ from txeval.data.roles import Roles
 from txeval.data.screen import Screen, open_screen
 from txeval.data.split import split
 from txeval.data.writing import SUFFIXES
+from txeval.destination import check_destination
 from txeval.errors import InputError
 from txeval.protocol import load_protocol
 

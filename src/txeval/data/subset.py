@@ -14,12 +14,12 @@ from anndata.io import write_elem
 
 from txeval.compute.arrays import Ints
 from txeval.compute.random import stream
-from txeval.data.destination import check_destination
 from txeval.data.locate import whole_or_nothing
 from txeval.data.matrix import open_store
 from txeval.data.roles import Roles
 from txeval.data.screen import Progress, Screen, open_screen
 from txeval.data.writing import open_writer
+from txeval.destination import check_destination
 from txeval.errors import InputError
 
 __all__ = ["Subset", "draw", "subset_screen"]

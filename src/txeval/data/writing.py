@@ -27,7 +27,7 @@ import scipy.sparse as sp
 from txeval._version import __version__
 from txeval.compute.arrays import Ints
 from txeval.compute.machine import usable_cores
-from txeval.data.destination import check_destination, require_suffix
+from txeval.destination import check_destination, require_suffix
 from txeval.errors import InputError, unknown
 
 __all__ = ["FORMATS", "LAYOUTS", "Format", "Layout", "ScreenWriter", "format_of", "open_writer", "smallest_type"]

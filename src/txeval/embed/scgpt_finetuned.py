@@ -20,8 +20,8 @@ from torch import Tensor
 from txeval.compute.arrays import F32, Ints
 from txeval.compute.random import stream, stream_seed
 from txeval.compute.variable_genes import gene_moments, variable_genes
-from txeval.data.destination import check_destination
 from txeval.data.scale import require_scale
+from txeval.destination import check_destination
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
 from txeval.embed.checkpoints import load_json, weights_folder, write_whole
 from txeval.embed.frozen import (

@@ -22,10 +22,10 @@ from urllib.parse import quote
 
 import yaml
 
-from txeval.data.destination import check_destination
 from txeval.data.download import download as transfer
 from txeval.data.download import offline
 from txeval.data.locate import Progress, cache_folder, data_folders, file_digest
+from txeval.destination import check_destination
 from txeval.errors import InputError, unknown
 
 __all__ = [

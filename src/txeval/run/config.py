@@ -14,8 +14,8 @@ import yaml
 
 from txeval.compute.machine import parse_size
 from txeval.data import Roles
-from txeval.data.destination import check_destination
 from txeval.data.scale import SCALES
+from txeval.destination import check_destination
 from txeval.embed import list_embedders, parse_spec, rebase, resolve
 from txeval.embed.base import EmbeddingSpec
 from txeval.embed.spec import is_precomputed

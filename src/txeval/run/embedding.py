@@ -17,7 +17,7 @@ from txeval._version import __version__
 from txeval.compute.arrays import Ints, Strings
 from txeval.compute.machine import resolve_device
 from txeval.data import Roles, Screen, open_screen
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 from txeval.embed import check_options, embedding_fingerprint, make_embedding, resolve
 from txeval.embed.base import Embedding, EmbeddingContext, EmbeddingSpec
 from txeval.errors import InputError, NotComputable

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 from txeval.errors import InputError
 from txeval.run.assemble import Assembled
 from txeval.run.files import storing, write_atomically

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from txeval.cli.base import Command, Parser, one_of, output_console
 from txeval.cli.commands.show import checked_metrics, opened, write_grids
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 from txeval.errors import unknown
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import IO, TYPE_CHECKING, cast
 
 from txeval.cli.base import Command, Parser, at_least
 from txeval.cli.commands.run import conclude, run_config
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 
 if TYPE_CHECKING:
     from rich.console import Console

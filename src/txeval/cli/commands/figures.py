@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 
 from txeval.cli.base import Command, Parser, one_of, output_console
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 from txeval.errors import unknown
 
 __all__ = ["COMMAND", "write_figures"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from txeval.cli.base import Command, Parser, one_of, output_console
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 from txeval.errors import InputError
 
 if TYPE_CHECKING:

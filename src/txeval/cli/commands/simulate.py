@@ -6,7 +6,7 @@ import argparse
 from typing import TYPE_CHECKING, Any
 
 from txeval.cli.base import Command, Parser, at_least, one_of, output_console
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 from txeval.errors import InputError
 
 if TYPE_CHECKING:

@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from txeval.compute.random import stream
-from txeval.data.destination import check_destination
 from txeval.data.samples import Samples
+from txeval.destination import check_destination
 from txeval.errors import InputError, NotComputable
 from txeval.report.html.data import Model, View, make_views, view_data
 from txeval.report.html.details import Cells, Details, Key

@@ -14,7 +14,7 @@ from typing import Any
 import pandas as pd
 
 from txeval._version import __version__
-from txeval.data.destination import check_destination
+from txeval.destination import check_destination
 from txeval.errors import InputError
 from txeval.report.html.markup import Markup, element, label
 from txeval.report.layout import number
