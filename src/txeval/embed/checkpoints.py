@@ -391,7 +391,7 @@ def tensor_fault(value: torch.Tensor, shape: Sequence[int] | None = None, *, int
     if value.dtype not in ((torch.int64,) if integer else _FLOATS):
         return f"is {str(value.dtype).removeprefix('torch.')}, not {'int64' if integer else 'float32'}"
     if shape is not None and tuple(value.shape) != tuple(shape):
-        return f"is {tuple(value.shape)}, not {tuple(shape)}"
+        return f"is {str(value.dtype).removeprefix('torch.')} {tuple(value.shape)}, not {tuple(shape)}"
     return ""
 
 
@@ -415,7 +415,7 @@ def tensor_shape(state: Mapping[str, torch.Tensor], name: str, dimensions: int, 
     return tuple(int(size) for size in value.shape)
 
 
-def float_values(value: torch.Tensor, name: str, *, path: Path) -> torch.Tensor:
+def float_values(value: torch.Tensor, name: str, *, path: Path, remedy: str = _DAMAGED) -> torch.Tensor:
     """Values of a tensor that `check_keys` has passed, as contiguous float32; no copy where they are.
 
     Raises
@@ -431,7 +431,7 @@ def float_values(value: torch.Tensor, name: str, *, path: Path) -> torch.Tensor:
         # Minimum and maximum pass NaN on and take no memory.
         if not torch.isfinite(torch.stack(part.aminmax())).all():
             bad = float(part[~torch.isfinite(part)][0])
-            raise InputError(f"{path}: tensor {name} holds {bad}, which is no weight", remedy=_DAMAGED)
+            raise InputError(f"{path}: tensor {name} holds {bad}, which is not finite", remedy=remedy)
     return found
 
 

@@ -659,7 +659,7 @@ def _weights(path: Path, wanted: Mapping[str, torch.Tensor]) -> dict[str, torch.
                 fault = tensor_fault(value, like.shape, integer=integer)
                 if fault:
                     raise InputError(f"{path}: tensor {name} {fault}", remedy=_AGAIN)
-                state[name] = value if integer else float_values(value, name, path=path)
+                state[name] = value if integer else float_values(value, name, path=path, remedy=_AGAIN)
     except (OSError, ValueError, TypeError, EOFError, KeyError, zipfile.BadZipFile) as why:
         raise InputError(f"{path}: not a whole file of weights ({why})", remedy=_AGAIN) from why
     return state
