@@ -41,8 +41,8 @@ def scores(request: pytest.FixtureRequest, data_dir: Path, tmp_path_factory: pyt
     """All models on one screen; transfer scVI comes from the other one."""
     folder = tmp_path_factory.mktemp("models")
     screens = {
-        "norman": subset(data_dir / "norman2019_k562_crispra_500hvg.h5ad", folder / "norman.h5ad", 700, "counts"),
-        "papalexi": subset(data_dir / "papalexi2021_thp1_ecciteseq_299genes.h5ad", folder / "papalexi.h5ad", 900),
+        "norman": subset(data_dir / "norman2019_k562_crispra_500hvg.h5ad", folder / "norman.h5ad", 500, "counts"),
+        "papalexi": subset(data_dir / "papalexi2021_thp1_ecciteseq_299genes.h5ad", folder / "papalexi.h5ad", 600),
     }
     here = request.param
     there = next(name for name in screens if name != here)
@@ -55,7 +55,7 @@ def scores(request: pytest.FixtureRequest, data_dir: Path, tmp_path_factory: pyt
         "uce-4l": make_tiny_uce(folder / "uce", genes),
         "cellplm": make_tiny_cellplm(folder / "cellplm", genes),
     }
-    small = "latent=16,hidden=32,max_epochs=15,genes=200"
+    small = "latent=16,hidden=32,max_epochs=12,genes=150"
     reference = (
         f"reference={screens[there]},reference_perturbation=perturbation"
         f",reference_control={ROLES[there]['control'][0]},reference_batch={ROLES[there]['batch']}"

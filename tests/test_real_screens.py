@@ -58,6 +58,7 @@ def test_pca_is_above_random_where_it_must_be(data_dir: Path, tmp_path: Path, fi
         embeddings=["pca@components=50"],
         post_processing=["raw"],
         relations=data_dir / "relationships",
+        protocol=_quick(tmp_path),
     )
     check_complete(scores)
     pca = "pca"

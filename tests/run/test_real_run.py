@@ -15,6 +15,8 @@ PROTOCOL = """
 extends: paper
 name: quick
 tasks:
+  linear_probe: {solver: lda}
+  reconstruction: {decoder: least_squares}
   consistency: {draws: 50}
   relationships: {draws: 50, min_genes: 10, min_relations: 1}
 """
