@@ -35,6 +35,7 @@ class Cluster:
     environment: dict[str, str]
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
     address: str = ""
+    protocol: str = "tcp"
 
     def _run(
         self, name: str, arguments: Sequence[str], before: Sequence[str] = (), **environment: str
@@ -63,7 +64,18 @@ class Cluster:
         file.unlink(missing_ok=True)
         process, log = self._run(
             "scheduler",
-            ["--host", "127.0.0.1", "--port", str(port), "--no-dashboard", "--no-show", "--scheduler-file", str(file)],
+            [
+                "--protocol",
+                self.protocol,
+                "--host",
+                "127.0.0.1",
+                "--port",
+                str(port),
+                "--no-dashboard",
+                "--no-show",
+                "--scheduler-file",
+                str(file),
+            ],
         )
         deadline = time.monotonic() + 120
         while True:
@@ -87,6 +99,8 @@ class Cluster:
             name,
             [
                 self.address,
+                "--protocol",
+                self.protocol,
                 "--host",
                 "127.0.0.1",
                 "--nthreads",
@@ -105,7 +119,7 @@ class Cluster:
             before=before,
             **environment,
         )
-        return _wait_for(log, r"Start worker at:\s+(tcp://\S+)[\s\S]*Registered to:", process) if wait else ""
+        return _wait_for(log, r"Start worker at:\s+(\w+://\S+)[\s\S]*Registered to:", process) if wait else ""
 
     def hide(self, folder: Path) -> list[str] | None:
         """What to start a worker with, so that it sees an empty folder in place of this one; None: not permitted."""
@@ -135,10 +149,13 @@ class Cluster:
 
 
 @contextmanager
-def cluster(folder: Path, workers: int = 0, *, nanny: bool = False, **environment: str) -> Iterator[Cluster]:
+def cluster(
+    folder: Path, workers: int = 0, *, nanny: bool = False, protocol: str = "tcp", **environment: str
+) -> Iterator[Cluster]:
     """A scheduler and some workers."""
     folder.mkdir(parents=True, exist_ok=True)
-    made = Cluster(folder, {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "info", **environment})
+    variables = {"OMP_NUM_THREADS": "1", "DASK_DISTRIBUTED__LOGGING__DISTRIBUTED": "info", **environment}
+    made = Cluster(folder, variables, protocol=protocol)
     try:
         made.start_scheduler()
         for number in range(workers):

@@ -69,7 +69,11 @@ def test_slurm(tmp_path: Path) -> None:
         assert line in lines
     # A process for each core, since a cell needs one of its own.
     assert {"--nthreads 1", "--nworkers 8"} <= options(lines[-1])
-    assert "distributed.cli.dask_worker tcp://127.0.0.1:" in lines[-1]
+    # With a certificate of the run, unless it is declined.
+    assert "distributed.cli.dask_worker tls://127.0.0.1:" in lines[-1]
+    assert "--tls-key" in lines[-1]
+    asked = {**SLURM, "options": {**SLURM["options"], "security": False}}
+    assert "distributed.cli.dask_worker tcp://127.0.0.1:" in script(read_cluster(written(tmp_path, asked)))
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,13 @@ class ClusterFile:
 
         kind: Any = LocalCluster if self.type == "local" else getattr(dask_jobqueue, TYPES[self.type])
         # A dashboard would be open to everybody on the network; who wants one says so.
-        options = {**self.options}
+        # Whoever reaches an open port of Dask runs what they like in the name of the user. The certificates lie beside
+        # the cluster file, readable for the user alone, until the cluster ends.
+        options = {"security": True, "shared_temp_directory": str(self.path.absolute().parent), **self.options}
+        if not options["security"]:
+            options["security"] = None
+        elif options["security"] is True:
+            _need("cryptography")
         quiet = {"dashboard": False, "dashboard_address": "127.0.0.1:0"}
         options["scheduler_options"] = {**quiet, **(options.get("scheduler_options") or {})}
         try:
@@ -463,7 +469,16 @@ class Dask:
                 raise ClusterError(
                     f"{self.place.text} does not answer within {CONNECT_WITHIN:.0f} seconds "
                     f"({_line(why) or type(why).__name__})",
-                    remedy="start it (`dask scheduler`), or check address, port and firewall",
+                    remedy="start it (`dask scheduler`), or check address, port, firewall and certificate",
+                ) from None
+            # What Dask raises where its configuration and the address disagree about TLS.
+            except (RuntimeError, TypeError) as why:
+                if "encryption" not in str(why) and "ssl_context" not in str(why):
+                    raise
+                raise ClusterError(
+                    f"{self.place.text} cannot be reached as Dask is configured in this process ({_line(why)})",
+                    remedy="an address in tls:// needs the variables of the certificate, one in tcp:// no required "
+                    "encryption; docs/cluster.md shows both",
                 ) from None
         for item in caught:
             if type(item.message).__name__ == "VersionMismatchWarning":
