@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import http.client
 import json
 import math
+import os
 import shutil
 import threading
 import urllib.error
@@ -211,7 +213,7 @@ def test_the_site_escapes_everything_and_names_no_folder_of_the_machine(tmp_path
     assert {path.name for path in written} == {"index.html", "scores.csv", "leaderboard.json"}
     with (tmp_path / "site" / "scores.csv").open(encoding="utf-8", newline="") as handle:
         found = list(csv.DictReader(handle))
-    assert [row["model"] for row in found] == [label, label]
+    assert [row["model"] for row in found] == [label.replace("\u202e", "\\x202e")] * 2
     assert "secret" not in (tmp_path / "site" / "scores.csv").read_text(encoding="utf-8")
     assert json.loads((tmp_path / "site" / "leaderboard.json").read_text(encoding="utf-8"))[0]["dataset"] == "<b>d</b>"
 
@@ -313,6 +315,11 @@ def test_build_and_serve(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
 
     from txeval.cli.serving import HOST, make_server
 
+    (tmp_path / "secret").write_text("secret")
+    (site / "link").symlink_to(tmp_path / "secret")
+    (site / "folder").mkdir()
+    (site / "folder" / "index.html").symlink_to(tmp_path / "secret")
+    os.mkfifo(site / "fifo")
     with make_server(site, 0) as server:
         with pytest.raises(InputError, match="cannot be used"):
             make_server(site, server.server_address[1])
@@ -321,10 +328,17 @@ def test_build_and_serve(finished: Path, tmp_path: Path, capsys: pytest.CaptureF
         answer = urllib.request.urlopen(f"{base}/")
         assert "<h1>Ours</h1>" in answer.read().decode()
         assert answer.headers["X-Content-Type-Options"] == "nosniff"
-        for path in ("/../out/manifest.json", "/%2e%2e/out/manifest.json", "/nothing"):
-            with pytest.raises(urllib.error.HTTPError):
+        outside = ("/../out/manifest.json", "/%2e%2e/out/manifest.json", "/link", "/folder/", "/folder", "/fifo")
+        for path in (*outside, "/nothing", "/%00", "/" + "a" * 5000):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
                 urllib.request.urlopen(base + path)
+        for host, status in (("evil.example", 421), ("", 421), (f"localhost:{server.server_address[1]}", 200)):
+            connection = http.client.HTTPConnection(HOST, server.server_address[1])
+            connection.request("GET", "/", headers={"Host": host})
+            assert connection.getresponse().status == status
+            connection.close()
         server.shutdown()
+    assert "Traceback" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

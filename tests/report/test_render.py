@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import csv
 import io
 import re
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -14,11 +16,11 @@ from txeval.report import (
     print_grids,
     summary,
     summary_grids,
-    to_csv,
     to_latex,
     to_markdown,
 )
 from txeval.report.layout import Cell, Column, Grid, Row
+from txeval.text import csv_text
 
 NASTY = "a|b_c*[red]d[/red]&%$#{}~^\\<i>\x1b[31m"
 
@@ -145,9 +147,24 @@ def test_markdown_marks_the_best_and_the_choice() -> None:
 
 def test_csv_keeps_full_precision() -> None:
     table = summary(scores(row(1 / 3), row(0.1, model="random")))
-    back = pd.read_csv(io.StringIO(to_csv(table)), float_precision="round_trip")
+    back = pd.read_csv(io.StringIO(csv_text(table)), float_precision="round_trip")
     assert list(back["value"]) == list(table["value"])
     assert list(back.columns) == list(table.columns)
+
+
+def test_csv_has_no_formulas_and_no_escape_sequences() -> None:
+    labels = ["=HYPERLINK(1)", "+1", "-cmd", "@SUM(A1)", "\tx", "a\x1b[31mb", "a\nb", "plain", 'a,"b"']
+    frame = pd.DataFrame({"=name": labels, "kind": pd.Categorical(labels), "value": np.linspace(-1, 1, len(labels))})
+    frame.loc[1, "=name"] = None
+    text = csv_text(frame)
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", text)
+    rows = list(csv.reader(io.StringIO(text)))
+    assert rows[0] == ["'=name", "kind", "value"]
+    assert [row[1] for row in rows[1:]] == [
+        *("'=HYPERLINK(1)", "'+1", "'-cmd", "'@SUM(A1)", "\\x09x", "a\\x1b[31mb", "a b", "plain", 'a,"b"')
+    ]
+    assert rows[2][0] == ""
+    assert np.array_equal([float(row[2]) for row in rows[1:]], frame["value"])
 
 
 def ranked_grid() -> Grid:

@@ -37,7 +37,7 @@ def facts(console: Console, rows: Iterable[tuple[str, str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    from txeval.report.layout import clean
+    from txeval.text import clean
 
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 1))
     for name, text in rows:
@@ -50,7 +50,7 @@ def bullets(console: Console, lines: Sequence[str]) -> None:
     from rich.padding import Padding
     from rich.text import Text
 
-    from txeval.report.layout import clean
+    from txeval.text import clean
 
     for line in lines:
         console.print(Padding(Text(f"- {clean(line)}", overflow="fold"), (0, 0, 0, 1)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from txeval.errors import InputError
 
@@ -16,6 +17,29 @@ HOST = "127.0.0.1"
 
 class _Quiet(SimpleHTTPRequestHandler):
     """Serves the files of one folder, without a line per request and without lists of folders."""
+
+    server: ThreadingHTTPServer
+
+    def send_head(self) -> Any:
+        """Open what is asked for: a regular file of the site, asked for by a name of this machine.
+
+        A page of another site that has its name point here would be asked for under that name.
+        """
+        port = self.server.server_address[1]
+        if self.headers.get("Host") not in {f"{name}:{port}" for name in (HOST, "localhost")}:
+            self.send_error(421)
+            return None
+        try:
+            path = Path(self.translate_path(self.path))
+            file = (path / "index.html" if path.is_dir() else path).resolve(strict=True)
+        # A ValueError: a name with a null character.
+        except (OSError, ValueError):
+            self.send_error(404)
+            return None
+        if not file.is_file() or not file.is_relative_to(Path(self.directory).resolve()):
+            self.send_error(404)
+            return None
+        return super().send_head()
 
     def log_message(self, format: str, *args: object) -> None:
         """Say nothing."""

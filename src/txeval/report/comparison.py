@@ -12,10 +12,11 @@ import pandas as pd
 from txeval.compute.paired import difference, holm
 from txeval.errors import InputError, NotComputable, unknown
 from txeval.metrics.consistency import adjust
-from txeval.report.layout import Cell, Column, Grid, Row, clean, number
+from txeval.report.layout import Cell, Column, Grid, Row, number
 from txeval.report.results import ResultsFolder
 from txeval.report.summary import Chosen, Question, questions
 from txeval.report.tables import TABLE, references
+from txeval.text import clean
 
 __all__ = ["Side", "compare", "difference_grids", "rank_grids", "rank_words", "verdicts", "words"]
 

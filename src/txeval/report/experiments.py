@@ -13,9 +13,10 @@ import scipy.stats
 
 from txeval.embed.spec import parse_spec
 from txeval.embed.trained_on import NAME as TRAINED_ON
-from txeval.report.layout import Cell, Column, Grid, Row, clean, number
+from txeval.report.layout import Cell, Column, Grid, Row, number
 from txeval.report.style import post_title
 from txeval.report.tables import TABLE, catalogue
+from txeval.text import clean
 
 __all__ = ["experiment_grids", "likelihood_frame", "reference_frame", "scaling_frame"]
 

@@ -14,12 +14,13 @@ import pandas as pd
 
 from txeval.errors import InputError
 from txeval.report.experiments import likelihood_frame, reference_frame, scaling_frame
-from txeval.report.layout import clean, number
+from txeval.report.layout import number
 from txeval.report.results import ResultsFolder
 from txeval.report.spread import with_intervals
 from txeval.report.style import ABOVE, BASELINE, BELOW, CATEGORIES, POST_COLOURS, post_title
 from txeval.report.summary import summary
 from txeval.report.tables import TABLE, catalogue, post_position, references
+from txeval.text import clean
 
 if TYPE_CHECKING:
     import altair

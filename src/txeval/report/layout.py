@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import re
-import unicodedata
 from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +13,7 @@ import pandas as pd
 from txeval.report.results import ResultsFolder
 from txeval.report.summary import Chosen, Question, best_of, not_above_floor, questions
 from txeval.report.tables import TABLE, MetricInfo, aggregate, catalogue, full, post_position
+from txeval.text import clean
 
 __all__ = ["Cell", "Column", "Grid", "Row", "detail_grids", "full_grids", "summary_grids"]
 
@@ -82,13 +82,6 @@ class Grid:
     rows: tuple[Row, ...]
     notes: tuple[str, ...] = ()
     reasons: tuple[str, ...] = ()
-
-
-def clean(text: object) -> str:
-    """Text from data without control characters, so that a label cannot steer a terminal."""
-    return "".join(
-        char if unicodedata.category(char)[0] != "C" else f"\\x{ord(char):02x}" for char in str(text).replace("\n", " ")
-    )
 
 
 def number(value: float) -> str:

@@ -1,11 +1,9 @@
-"""Grids as text for a terminal, Markdown, LaTeX; frames as CSV."""
+"""Grids as text for a terminal, Markdown and LaTeX."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
-
-import pandas as pd
 
 from txeval.report.layout import Cell, Column, Grid, Row
 
@@ -13,17 +11,12 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
     from rich.text import Text
 
-__all__ = ["FORMATS", "print_grids", "to_csv", "to_latex", "to_markdown"]
+__all__ = ["FORMATS", "print_grids", "to_latex", "to_markdown"]
 
 #: Width to which the names of rows may be folded.
 FOLDED = 24
 
 FORMATS = ("terminal", "csv", "markdown", "latex")
-
-
-def to_csv(frame: pd.DataFrame) -> str:
-    """Write a frame as CSV with full precision; empty where there is no value."""
-    return frame.to_csv(index=False, lineterminator="\n")
 
 
 # Terminal

@@ -21,6 +21,7 @@ from txeval.run.files import FORMAT, storing, write_atomically, write_json, writ
 from txeval.run.rows import COLUMNS, DESCRIPTIONS, canonical_json, score_frame
 from txeval.tasks.base import Metric
 from txeval.tasks.registry import get_task, metrics_of
+from txeval.text import csv_text
 
 if TYPE_CHECKING:
     from txeval.run.store import Store
@@ -114,7 +115,7 @@ def assemble(store: Store) -> Assembled:
     _write_splits(store, records, names)
     manifest = _manifest(store, records, shown, cells, pending)
     write_table(store.folder / "scores.parquet", scores)
-    text = scores.to_csv(index=False, lineterminator="\n")
+    text = csv_text(scores)
     write_atomically(store.folder / "scores.csv", lambda handle: _write(handle, text.encode("utf-8")))
     write_json(store.folder / "manifest.json", manifest, indent=1)
     return Assembled(scores, manifest, len(pending), list(store.warnings))

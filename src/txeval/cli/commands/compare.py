@@ -61,8 +61,8 @@ def _configure(parser: Parser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    from txeval.report import to_csv
     from txeval.report.comparison import compare, difference_grids, rank_grids, rank_words, sides, verdicts, words
+    from txeval.text import csv_text
 
     if args.plot:
         from txeval.report.figures import FORMATS as KINDS
@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
         return status
     frame = compare(pairs, **options)
     if args.format == "csv":
-        sys.stdout.write(to_csv(frame))
+        sys.stdout.write(csv_text(frame))
         return 0
     if args.format == "words":
         sys.stdout.write("".join(f"{line}\n" for line in words(frame)))

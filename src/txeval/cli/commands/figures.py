@@ -82,6 +82,7 @@ def _tables(folder: Path, out: Path, formats: list[str]) -> list[Path]:
     from txeval import report
     from txeval.report.results import ResultsFolder
     from txeval.report.workbook import to_xlsx
+    from txeval.text import csv_text
 
     results = ResultsFolder.open(folder)
     scores = results.scores
@@ -98,7 +99,7 @@ def _tables(folder: Path, out: Path, formats: list[str]) -> list[Path]:
                 text = {
                     "latex": lambda name=name: report.to_latex(grids[name]),
                     "markdown": lambda name=name: report.to_markdown(grids[name]),
-                    "csv": lambda name=name: report.to_csv(frames[name]),
+                    "csv": lambda name=name: csv_text(frames[name]),
                 }[kind]()
                 path.write_text(text, encoding="utf-8")
             made.append(path)

@@ -89,8 +89,8 @@ def _serve(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from rich.text import Text
 
-    from txeval.report.layout import clean
     from txeval.report.leaderboard import check_submission
+    from txeval.text import clean
 
     console = output_console()
     signs = {"ok": ("ok     ", ""), "remark": ("remark ", "yellow"), "fault": ("FAULT  ", "bold red")}

@@ -51,6 +51,7 @@ def _run(args: argparse.Namespace) -> int:
     from txeval import report
     from txeval.report.paper import beside, paper_grids, published_scores
     from txeval.report.workbook import to_xlsx
+    from txeval.text import csv_text
 
     if args.format == "xlsx" and not args.out:
         raise InputError("an XLSX file cannot be printed", remedy="name a file: --out table.xlsx")
@@ -66,7 +67,7 @@ def _run(args: argparse.Namespace) -> int:
             ours = beside(args.table, scores, stands_for=args.stands_for)
             keys = ["table", "screen", "model", "post_processing", "task", "metric", "subset", "printed", "value", "sd"]
             frame = frame.merge(ours, on=keys, how="left")
-        return _write(report.to_csv(frame), args.out)
+        return _write(csv_text(frame), args.out)
     grids = paper_grids(args.table, scores, manifests=manifests, stands_for=args.stands_for)
     if args.format == "xlsx":
         to_xlsx(grids, Path(args.out))
@@ -76,7 +77,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.format == "latex":
         return _write(report.to_latex(grids), args.out)
     if args.format == "csv":
-        return _write(report.to_csv(_as_frame(grids)), args.out)
+        return _write(csv_text(_as_frame(grids)), args.out)
     report.print_grids(grids, output_console(plain=args.plain))
     return 0
 

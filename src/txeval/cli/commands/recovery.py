@@ -39,11 +39,12 @@ def _run(args: argparse.Namespace) -> int:
     from txeval.errors import unknown
     from txeval.report import print_grids
     from txeval.report.recovery import find_truth, recovery, recovery_grid
+    from txeval.text import csv_text
 
     truth = Truth.load(args.truth or find_truth(args.folder))
     found = recovery(args.folder, truth)
     if args.format == "csv":
-        found.to_csv(sys.stdout, index=False, lineterminator="\n")
+        sys.stdout.write(csv_text(found))
         return 0
     there = list(dict.fromkeys(found["post_processing"]))
     asked = args.post_processing or (["raw"] if "raw" in there else there[:1])

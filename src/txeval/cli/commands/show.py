@@ -50,6 +50,7 @@ def _configure(parser: Parser) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     from txeval import report
+    from txeval.text import csv_text
 
     results = opened(args.folder)
     scores = results.scores
@@ -59,7 +60,7 @@ def _run(args: argparse.Namespace) -> int:
             show_summary(results, output_console(plain=args.plain), metrics=metrics)
             return 0
         if args.format == "csv":
-            sys.stdout.write(report.to_csv(report.summary(scores, results, metrics=metrics)))
+            sys.stdout.write(csv_text(report.summary(scores, results, metrics=metrics)))
             return 0
         return write_grids(report.summary_grids(scores, results, metrics=metrics), args)
     task = None if args.table in ("summary", "full") else args.table
@@ -69,7 +70,7 @@ def _run(args: argparse.Namespace) -> int:
     if args.format == "csv":
         scores = scores if task is None else scores[scores["task"] == task]
         scores = scores if metrics is None else scores[scores["metric"].isin(metrics)]
-        sys.stdout.write(report.to_csv(report.aggregate(scores, results)))
+        sys.stdout.write(csv_text(report.aggregate(scores, results)))
         return 0
     if args.details:
         return write_grids(report.detail_grids(scores, results, task=task, metrics=metrics), args)
@@ -114,7 +115,7 @@ def show_summary(results: ResultsFolder, console: Console, *, metrics: list[str]
     from rich.text import Text
 
     from txeval import report
-    from txeval.report.layout import clean
+    from txeval.text import clean
 
     scores = results.scores
     report.print_grids(report.summary_grids(scores, results, metrics=metrics), console)

@@ -30,7 +30,7 @@ def describe(plan: Plan, console: Console) -> None:
     from rich.text import Text
 
     from txeval.cli.forecast import counted, forecast
-    from txeval.report.layout import clean
+    from txeval.text import clean
 
     about = plan.describe()
     screen, samples = about["screen"], about["samples"]

@@ -34,6 +34,7 @@ from txeval.report.leaderboard.collect import (
 from txeval.report.leaderboard.ranks import METHOD, span
 from txeval.report.style import ABOVE, BELOW, post_title
 from txeval.run.files import write_atomically
+from txeval.text import csv_text
 
 __all__ = ["page", "write_site"]
 
@@ -62,7 +63,7 @@ def write_site(boards: Sequence[Board], sources: Sequence[Source], out: Path, *,
     scores["source"] = scores["source"].map(public_source)
     content = {
         MARKER: as_json(boards),
-        "scores.csv": scores.to_csv(index=False, lineterminator="\n"),
+        "scores.csv": csv_text(scores),
         "index.html": page(boards, title=title),
     }
     for name, text in content.items():

@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from txeval.errors import InputError
-from txeval.report.layout import Cell, Column, Grid, Row, clean
+from txeval.report.layout import Cell, Column, Grid, Row
 from txeval.report.paper.published import (
     SUMMARY,
     Printed,
@@ -25,6 +25,7 @@ from txeval.report.paper.published import (
 )
 from txeval.report.summary import summary
 from txeval.report.tables import aggregate, catalogue
+from txeval.text import clean
 
 __all__ = ["beside", "paper_grids"]
 
