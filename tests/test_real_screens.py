@@ -128,3 +128,35 @@ def _quick(folder: Path) -> str:
         "  linear_probe: {solver: lda}\n  reconstruction: {decoder: least_squares}\n  consistency: {draws: 100}\n"
     )
     return str(path)
+
+
+def test_z_scores_have_no_unexpressed_targets(data_dir: Path, tmp_path: Path) -> None:
+    """The threshold of 0.43 is one of log-normalised values: every gene of this plate of z-scores lies below it."""
+    scores = run(
+        tmp_path / "out",
+        screen=data_dir / "l1000_shrna_kd_litmus_plate_976genes.h5ad",
+        roles={"perturbation": "perturbation", "control_column": "control", "gene_symbol": "pr_gene_symbol"},
+        embeddings=["pca@components=20,input=as_is"],
+        post_processing=["raw"],
+        tasks=["consistency"],
+    )
+    rows = scores.query("metric == 'consistent'")
+    assert rows["notes"].str.contains("random sets of perturbed samples").all()
+    assert rows["notes"].str.contains("no values log-normalised to 10,000").all()
+    assert (rows["n_groups"] == 85).all()
+    assert value(scores, "pca", "consistency", "consistent") > 0.85
+    assert value(scores, "random", "consistency", "consistent") < 0.15
+
+
+def test_one_drug_has_nothing_to_be_tested_against(data_dir: Path, tmp_path: Path) -> None:
+    scores = run(
+        tmp_path / "out",
+        screen=data_dir / "zhao2021_gbm_panobinostat_300genes.h5ad",
+        roles={"perturbation": "condition", "control": ["ctrl"], "batch": "patient_id"},
+        embeddings=["pca@components=4"],
+        post_processing=["raw"],
+        tasks=["consistency"],
+    )
+    assert scores["value"].isna().all()
+    assert set(scores["metric"]) >= {"consistent", "magnitude", "magnitude_adjusted"}
+    assert scores["reason"].str.contains("without another one in their batches").all()

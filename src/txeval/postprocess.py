@@ -26,6 +26,7 @@ from txeval.compute.jit import jit
 from txeval.compute.memory import held_array, is_mapped, release
 from txeval.compute.moments import GroupMoments, group_moments
 from txeval.compute.products import ROWS, WIDTH, multiply, pack, panel_count, product
+from txeval.compute.spread import no_spread
 from txeval.errors import InputError, NotComputable, unknown
 
 __all__ = ["POST_PROCESSINGS", "Fitted", "PostProcessed", "center_scaling", "centering", "fit", "map_bytes", "tvn"]
@@ -415,7 +416,7 @@ def fit(
 
 def _or_one(deviation: F64, mean: F64) -> F64:
     """Deviations with 1 for those that float32 values of this mean cannot tell from zero."""
-    return np.where(deviation <= _EPS32 * np.abs(mean), 1.0, deviation)
+    return np.where(no_spread(deviation, mean), 1.0, deviation)
 
 
 @dataclass(frozen=True)

@@ -75,12 +75,43 @@ def test_other_scales_are_not_normalised_again(tmp_path: Path, layout: str) -> N
             rows = np.arange(50)
             got = np.concatenate([block for _, block in expression.blocks(rows, max_elements=64)])
             np.testing.assert_allclose(got, expected, rtol=1e-6)
-            np.testing.assert_allclose(
-                expression.gene_means(rows, scale="lognorm"), expected.mean(0), rtol=1e-4, atol=1e-6
-            )
+            if scale == "continuous":
+                with pytest.raises(NotComputable, match="no values log-normalised to 10,000: they are continuous"):
+                    expression.gene_means(rows, scale="lognorm")
+            else:
+                np.testing.assert_allclose(
+                    expression.gene_means(rows, scale="lognorm"), expected.mean(0), rtol=1e-4, atol=1e-6
+                )
             assert word in expression.note
             with pytest.raises(NotComputable, match=f"mean counts need counts, but X holds {scale}"):
                 expression.gene_means(rows, scale="counts")
+
+
+@pytest.mark.parametrize(
+    ("total", "genes", "declared", "fault"),
+    [
+        (1e4, 8, None, ""),
+        (1e4, 8, "log1p", ""),
+        # Of part of the genes the values themselves cannot show it.
+        (1e4, 5, "log1p", ""),
+        (1e4, 5, None, "no common total"),
+        (1e6, 8, None, "total of about 1,000,000"),
+        (1e6, 8, "log1p", "total of about 1,000,000"),
+    ],
+)
+def test_mean_log_expression_has_the_unit_of_ten_thousand(
+    tmp_path: Path, total: float, genes: int, declared: str | None, fault: str
+) -> None:
+    counts = made.counts(50, 8) + 1
+    x = np.log1p(counts / counts.sum(1, keepdims=True) * total)[:, :genes].astype(np.float32)
+    with open_screen(made.write(made.adata(x=x), tmp_path / "s.h5ad"), made.ROLES, scale=declared) as screen:
+        assert screen.scale == "log1p"
+        expression = LogNormExpression(screen)
+        if fault:
+            with pytest.raises(NotComputable, match=fault):
+                expression.gene_means(np.arange(50), scale="lognorm")
+        else:
+            np.testing.assert_allclose(expression.gene_means(np.arange(50), scale="lognorm"), x.mean(0), rtol=1e-5)
 
 
 def test_means_need_samples_and_a_known_scale(screens) -> None:

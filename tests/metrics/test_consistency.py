@@ -324,6 +324,16 @@ def test_a_perturbation_alone_in_its_batches_has_no_p_value() -> None:
     assert np.isfinite([p[0], q[0]]).all()
 
 
+def test_a_perturbation_alone_has_no_magnitude_also_when_it_is_thinned() -> None:
+    """Sets drawn from what thinning leaves out are sets of the perturbation itself."""
+    X, codes, batch, is_control, _ = screen(2, effect=5.0)
+    codes = np.where(codes >= 0, 0, codes)
+    labels = np.array(["drug"])
+    energy = group_energy(X, codes, 1, is_control)
+    q = magnitude_permutation_p(X, codes, batch, is_control, labels, np.array([0]), energy, draws=30, max_set=10)
+    assert np.isnan(q).all()
+
+
 def test_large_groups_are_thinned_for_the_permutation_of_magnitudes() -> None:
     X, codes, batch, is_control, labels = screen(4, effect=5.0)
     codes = np.where((codes > 0) & (codes % 2 == 1), 1, codes)

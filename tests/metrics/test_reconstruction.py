@@ -122,6 +122,20 @@ def test_constant_genes_by_the_rule() -> None:
     assert (found["n_constant_true"], found["n_constant_pred"], found["n_genes_scored"]) == (2, 2, 2)
 
 
+def test_what_rounding_leaves_of_a_constant_prediction_has_no_correlation() -> None:
+    rng = np.random.default_rng(0)
+    true = rng.random((200, 3)).astype(np.float32)
+    pred = np.full((200, 3), 0.7, dtype=np.float32)
+    # One float32 step up in some samples; next to it a gene that varies by a hundred thousandth.
+    pred[rng.random(200) < 0.4, 0] = np.nextafter(np.float32(0.7), np.float32(1))
+    pred[:, 1] += 1e-5 * true[:, 1]
+    pred[:, 2] = true[:, 2]
+    found = reconstruction_scores(pred, true)
+    assert found["n_constant_pred"] == 1
+    assert found["spearman"] == pytest.approx((spearmanr(pred[:, 1], true[:, 1]).statistic + 1) / 3)
+    assert found["pearson"] == pytest.approx((pearsonr(pred[:, 1], true[:, 1]).statistic + 1) / 3, rel=1e-4)
+
+
 def test_where_no_correlation_exists_there_is_none() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")

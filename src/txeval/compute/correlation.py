@@ -14,6 +14,7 @@ import numpy.typing as npt
 from txeval.compute.arrays import F64, Bools
 from txeval.compute.jit import jit
 from txeval.compute.memory import allocate, column_elements, held_bytes, release, scratch_folder
+from txeval.compute.spread import is_constant
 from txeval.errors import InputError, NotComputable
 
 __all__ = [
@@ -208,7 +209,7 @@ class Spearman:
     values
         (g,) float64, NaN where truth or prediction is constant.
     constant_true, constant_pred
-        (g,) bool.
+        (g,) bool; of a prediction, up to rounding.
     """
 
     values: F64
@@ -272,8 +273,8 @@ class _Correlations:
             pred_ranks = twice_ranks(pred)
             covariance, square_pred = _product_sum(pred_ranks, ranks), _square_sum(pred_ranks)
         self.constant_true[gene] = square_true == 0
-        self.constant_pred[gene] = square_pred == 0
-        if square_true > 0 and square_pred > 0:
+        self.constant_pred[gene] = is_constant(pred.min(), pred.max(), pred.dtype)
+        if not (self.constant_true[gene] or self.constant_pred[gene]):
             self.values[gene] = min(1.0, max(-1.0, covariance / np.sqrt(square_true) / np.sqrt(square_pred)))
 
     def result(self) -> Spearman:
@@ -381,7 +382,7 @@ def correlation_influence(pred: Array, true: Array) -> tuple[F64, F64]:
     n = len(pred)
     zero = np.zeros(n)
     p, t = (np.asarray(side, dtype=np.float64) for side in (pred, true))
-    if n < 2 or np.all(p == p[0]) or np.all(t == t[0]):
+    if n < 2 or any(is_constant(side.min(), side.max(), side.dtype) for side in (pred, true)):
         return zero, zero
     p, t = (p - p.mean()) / p.std(), (t - t.mean()) / t.std()
     rho = float((p * t).mean())

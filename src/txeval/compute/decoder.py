@@ -19,6 +19,7 @@ from txeval.compute.groups import checked_matrix, read_rows
 from txeval.compute.memory import column_elements
 from txeval.compute.random import stream, stream_seed
 from txeval.compute.schedule import learning_rates
+from txeval.compute.spread import no_spread
 from txeval.errors import InputError, NotComputable, unknown
 
 __all__ = [
@@ -373,8 +374,7 @@ class _ClosedForm:
         self.mean = self.x.sum(axis=0) / self.n.sum()
         whole = self.xx.sum(axis=0) - self.n.sum() * np.outer(self.mean, self.mean)
         deviation = np.sqrt(np.maximum(np.diag(whole), 0) / self.n.sum())
-        # A column that varies by less than float32 resolves is constant.
-        self.used = deviation > 1e-7 * np.abs(self.shift)
+        self.used = ~no_spread(deviation, self.shift)
         self.scale = np.where(self.used, deviation, 1.0)
         scaled = (whole / np.outer(self.scale, self.scale))[np.ix_(self.used, self.used)] / self.n.sum()
         values, vectors = np.linalg.eigh(scaled)

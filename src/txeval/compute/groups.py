@@ -347,6 +347,8 @@ class SetDraws:
         (n_strata + 1,) a draw holds, per stratum, the largest count that any group has there.
     indptr, stratum, count
         Composition of group i: strata `stratum[indptr[i]:indptr[i + 1]]` with `count` samples each.
+    own
+        As `count`: how many samples the group has there, before it was thinned.
     """
 
     pool: Ints
@@ -356,6 +358,7 @@ class SetDraws:
     indptr: Ints
     stratum: Ints
     count: Ints
+    own: Ints
 
     @classmethod
     def of_groups(cls, X: Rows, codes: Ints, strata: Any, groups: Ints, *, max_samples: int | None = None) -> SetDraws:
@@ -385,9 +388,10 @@ class SetDraws:
         mine = rows[position[codes[rows]] >= 0]
         cell, count = np.unique(position[codes[mine]] * len(labels) + strata_codes[mine], return_counts=True)
         group, stratum = np.divmod(cell, len(labels))
+        own = count
         if max_samples is not None:
             count = _shrink(group, count, len(groups), max_samples)
-            group, stratum, count = group[count > 0], stratum[count > 0], count[count > 0]
+            group, stratum, own, count = (each[count > 0] for each in (group, stratum, own, count))
         widest = np.zeros(len(labels), dtype=np.int64)
         np.maximum.at(widest, stratum, count)
         return cls(
@@ -398,6 +402,7 @@ class SetDraws:
             indptr=np.searchsorted(group, np.arange(len(groups) + 1)).astype(np.int64),
             stratum=stratum.astype(np.int64),
             count=count.astype(np.int64),
+            own=own.astype(np.int64),
         )
 
     @property
@@ -418,8 +423,8 @@ class SetDraws:
 
     @property
     def testable(self) -> Bools:
-        """(k,) whether a set of the group can differ from the group: some stratum holds further samples."""
-        spare = np.diff(self.pool_starts)[self.stratum] > self.count
+        """(k,) whether a set can hold samples of other groups: some stratum of the group has them."""
+        spare = np.diff(self.pool_starts)[self.stratum] > self.own
         return np.asarray(
             [spare[a:b].any() for a, b in zip(self.indptr[:-1], self.indptr[1:], strict=True)], dtype=bool
         )

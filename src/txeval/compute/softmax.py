@@ -13,6 +13,7 @@ from txeval.compute.groups import canonical_order, group_sums
 from txeval.compute.jit import jit
 from txeval.compute.memory import held_bytes
 from txeval.compute.neighbours import finite_rows
+from txeval.compute.spread import no_spread
 from txeval.compute.threads import torch_threads
 from txeval.errors import NotComputable
 
@@ -61,9 +62,7 @@ def standardisation(X: Rows, *, max_elements: int | None = None) -> tuple[F32, F
     for rows in row_blocks(n, d, max_elements):
         squares += ((take_rows(X, rows) - mean) ** 2).sum(axis=0)
     deviation = np.sqrt(squares / n)
-    # What rounding leaves of a constant column is no spread.
-    constant = deviation <= 1e-7 * np.abs(mean)
-    return mean.astype(np.float32), np.where(constant, 1.0, deviation).astype(np.float32)
+    return mean.astype(np.float32), np.where(no_spread(deviation, mean), 1.0, deviation).astype(np.float32)
 
 
 class _Batches:

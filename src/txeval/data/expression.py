@@ -10,13 +10,14 @@ import numpy as np
 import scipy.sparse as sp
 
 from txeval.compute.arrays import F32, F64, Ints, Strings
+from txeval.data.scale import TARGET_TOTAL, lognormal_fault
 from txeval.data.screen import Screen
 from txeval.errors import NotComputable
 
 __all__ = ["TARGET_TOTAL", "LogNormExpression"]
 
-#: Total that each sample is normalised to.
-TARGET_TOTAL = 10_000.0
+#: Samples whose totals show what values were normalised to.
+_LOOKED_AT = 500
 
 _NOTES = {
     "counts": "counts, each sample normalised to a total of 10,000, then log(1 + x); a sample without counts stays 0",
@@ -74,7 +75,8 @@ class LogNormExpression:
         Raises
         ------
         NotComputable
-            No rows, or raw counts of a screen that holds none.
+            No rows, raw counts of a screen that holds none, or values that are not known to be log-normalised to
+            10,000 (`txeval.data.scale.lognormal_fault`).
         """
         if scale not in ("counts", "lognorm"):
             raise ValueError(f"scale must be 'counts' or 'lognorm', not {scale!r}")
@@ -86,6 +88,12 @@ class LogNormExpression:
         rows = np.asarray(rows, dtype=np.int64)
         if not len(rows):
             raise NotComputable("mean expression over no samples")
+        if scale == "lognorm" and self.screen.scale != "counts":
+            fault = lognormal_fault(self.screen.scale, self._totals(rows), declared=self.screen.scale_declared)
+            if fault:
+                raise NotComputable(
+                    f"{self.screen.where} holds no values log-normalised to {TARGET_TOTAL:,.0f}: {fault}"
+                )
         # Every cell of level 3 asks for the same means, and each answer is a pass over the whole matrix.
         key = (scale, hashlib.sha256(np.sort(rows).tobytes()).hexdigest())
         if key in self._means:
@@ -96,6 +104,17 @@ class LogNormExpression:
             sums += np.asarray(block.sum(axis=0, dtype=np.float64)).ravel()
         self._means[key] = sums / len(rows)
         return self._means[key]
+
+    def _totals(self, rows: Ints) -> F64:
+        """Totals of exp(x) - 1 of some samples spread over the rows; none where the values can be no logarithms."""
+        if self.screen.scale == "continuous":
+            return np.zeros(0)
+        some = np.sort(rows)[:: max(1, len(rows) // _LOOKED_AT)]
+        blocks = [block for _, block in self._lognorm(some, None)]
+        lifted = [
+            (block.expm1() if sp.issparse(block) else np.expm1(block)).sum(axis=1, dtype=np.float64) for block in blocks
+        ]
+        return np.concatenate([np.asarray(part).ravel() for part in lifted])
 
     def _lognorm(self, rows: Ints, max_elements: int | None) -> Iterator[tuple[slice, Any]]:
         """As `blocks`, but sparse where the file is."""

@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import scipy.sparse as sp
 
+from txeval.compute.arrays import F64
 from txeval.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from txeval.data.matrix import Block
     from txeval.data.screen import Screen
 
-__all__ = ["SCALES", "Evidence", "Place", "check_declared", "determine", "first_fault", "require_scale"]
+__all__ = [
+    "SCALES",
+    "TARGET_TOTAL",
+    "Evidence",
+    "Place",
+    "check_declared",
+    "determine",
+    "first_fault",
+    "lognormal_fault",
+    "require_scale",
+]
 
 #: Scale -> what it means.
 SCALES: dict[str, str] = {
@@ -30,6 +41,9 @@ LOG1P_MAX = 50.0
 
 #: Values below this are taken as logarithms where nothing else tells: log1p(1e8) = 18.4.
 LOG1P_LIKELY_MAX = 20.0
+
+#: Total that each sample is normalised to before the logarithm.
+TARGET_TOTAL = 10_000.0
 
 #: Totals within this share of their median count as the same.
 TOTAL_TOLERANCE = 0.01
@@ -154,7 +168,35 @@ def _whole_multiples(values: Any) -> bool:
     return any(bool(np.all(np.abs(ratio * m - np.rint(ratio * m)) < 0.005 * m)) for m in range(1, 7))
 
 
-def _same_total(totals: list[float]) -> bool:
+def lognormal_fault(scale: str, totals: Sequence[float] | F64, *, declared: bool) -> str:
+    """Why values are not known to be log(1 + x) of samples normalised to 10,000; "" where they are.
+
+    Thresholds on mean log-normalised expression have this unit and mean nothing for other values.
+
+    Parameters
+    ----------
+    scale
+        Of the values, one of `SCALES`.
+    totals
+        (m,) of exp(x) - 1 of some samples.
+    declared
+        Whether the user said that this is their scale: then totals that differ (a part of the genes) are no fault.
+    """
+    if scale == "continuous":
+        return f"they are {scale}: {SCALES[scale]}"
+    if not _same_total(totals):
+        return (
+            ""
+            if declared
+            else "exp(x) - 1 has no common total for each sample; declare the scale if it is of part of the genes"
+        )
+    total = float(np.median(totals))
+    if abs(total - TARGET_TOTAL) <= TOTAL_TOLERANCE * TARGET_TOTAL:
+        return ""
+    return f"exp(x) - 1 has a total of about {total:,.0f} for each sample"
+
+
+def _same_total(totals: Sequence[float] | F64) -> bool:
     """Whether nearly all of the totals (empty samples left out) are nearly the same."""
     found = np.array([total for total in totals if total > 0])
     if len(found) < 2:

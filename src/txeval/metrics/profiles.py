@@ -14,6 +14,7 @@ from txeval.compute.groups import checked_matrix, encode
 from txeval.compute.intervals import with_margins
 from txeval.compute.jit import jit
 from txeval.compute.memory import allocate, release
+from txeval.compute.spread import no_spread
 from txeval.errors import InputError, NotComputable
 
 __all__ = [
@@ -254,16 +255,20 @@ class ProfileSums:
         return np.stack([sums / n - shares @ (reference / controls) for sums, reference in sides])
 
 
+def _centred(rows: F64) -> tuple[F64, F64, Bools]:
+    """Rows less their mean, the norm of each, and which are constant.
+
+    An effect is a difference of values of about 1, so that what rounding leaves has a size of its own, too.
+    """
+    centred = rows - rows.mean(axis=1, keepdims=True)
+    size = np.linalg.norm(centred, axis=1)
+    largest = np.maximum(np.abs(rows).max(axis=1, initial=0), 1e-6)
+    return centred, size, no_spread(size / np.sqrt(rows.shape[1]), largest)
+
+
 def _row_correlations(a: F64, b: F64) -> tuple[F64, Bools]:
     """Pearson correlation of each pair of rows, and where the row of `a` is constant (then 0; NaN where `b` is)."""
-    sizes = []
-    for rows in (a, b):
-        centred = rows - rows.mean(axis=1, keepdims=True)
-        size = np.linalg.norm(centred, axis=1)
-        # What is left below the resolution of the sums is rounding.
-        flat = size <= 1e-6 * np.maximum(np.abs(rows).max(axis=1, initial=0), 1e-6) * np.sqrt(rows.shape[1])
-        sizes.append((centred, size, flat))
-    (x, size_x, flat_x), (y, size_y, flat_y) = sizes
+    (x, size_x, flat_x), (y, size_y, flat_y) = _centred(a), _centred(b)
     product = np.einsum("ij,ij->i", x, y)
     values = product / np.where(flat_x | flat_y, 1.0, size_x * size_y)
     return np.where(flat_y, np.nan, np.where(flat_x, 0.0, np.clip(values, -1.0, 1.0))), flat_x
@@ -390,9 +395,8 @@ def profile_parts(
 
 def _slopes(a: F64, b: F64) -> tuple[F64, F64]:
     """Derivative of the Pearson correlation of each pair of rows in either row; 0 where one is constant."""
-    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-    size_a, size_b = (np.linalg.norm(rows, axis=1)[:, None] for rows in (a, b))
-    flat = (size_a <= 1e-12) | (size_b <= 1e-12)
+    (a, size_a, flat_a), (b, size_b, flat_b) = _centred(a), _centred(b)
+    size_a, size_b, flat = size_a[:, None], size_b[:, None], (flat_a | flat_b)[:, None]
     a, b = a / np.where(flat, 1.0, size_a), b / np.where(flat, 1.0, size_b)
     rho = np.einsum("ij,ij->i", a, b)[:, None]
     return (

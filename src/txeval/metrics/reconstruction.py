@@ -13,6 +13,7 @@ from txeval.compute.arrays import F64, Bools, Ints, row_blocks
 from txeval.compute.correlation import Spearman, columns_of, spearman_by_gene
 from txeval.compute.groups import checked_matrix, encode, read_rows
 from txeval.compute.jit import jit
+from txeval.compute.spread import is_constant
 from txeval.errors import InputError, NotComputable
 
 __all__ = [
@@ -83,6 +84,7 @@ class GeneMoments:
         self._limits = np.empty((4, n_genes))
         self._limits[0::2], self._limits[1::2] = np.inf, -np.inf
         self._shift_p = self._shift_t = np.zeros(n_genes)
+        self._dtypes = np.dtype(np.float32), np.dtype(np.float32)
 
     def add(self, pred: Any, true: Any) -> None:
         """Add samples: prediction and truth (m, g), finite."""
@@ -90,6 +92,7 @@ class GeneMoments:
         if not len(p):
             return
         if self.n == 0:
+            self._dtypes = p.dtype, t.dtype
             self._shift_p = p.mean(axis=0, dtype=np.float64)
             self._shift_t = t.mean(axis=0, dtype=np.float64)
         _add_moments(p, t, self._shift_p, self._shift_t, self._sums, self._limits)
@@ -101,13 +104,17 @@ class GeneMoments:
 
     @property
     def constant_pred(self) -> Bools:
-        """(g,) whether the prediction is the same for all samples."""
-        return np.asarray(self._limits[0] >= self._limits[1], dtype=bool)
+        """(g,) whether the prediction is the same for all samples, up to rounding."""
+        return is_constant(self._limits[0], self._limits[1], self._dtypes[0]) | (self._squares(0) <= 0)
 
     @property
     def constant_true(self) -> Bools:
-        """(g,) whether the truth is the same for all samples."""
-        return np.asarray(self._limits[2] >= self._limits[3], dtype=bool)
+        """(g,) whether the truth is the same for all samples, up to rounding."""
+        return is_constant(self._limits[2], self._limits[3], self._dtypes[1]) | (self._squares(1) <= 0)
+
+    def _squares(self, side: int) -> F64:
+        """(g,) sum of the squares of the prediction (0) or the truth (1) about its mean."""
+        return np.asarray(self._sums[2 + side] - self._sums[side] ** 2 / max(1, self.n))
 
     @property
     def mean_true(self) -> F64:
@@ -128,13 +135,9 @@ class GeneMoments:
 
     def _scatter(self) -> tuple[F64, F64, F64]:
         """Centred sums (pp, tt, pt), exactly zero where a side is constant."""
-        p, t, pp, tt, pt = self._sums[:5]
         live_p, live_t = ~self.constant_pred, ~self.constant_true
-        return (
-            np.maximum(pp - p * p / self.n, 0) * live_p,
-            np.maximum(tt - t * t / self.n, 0) * live_t,
-            (pt - p * t / self.n) * (live_p & live_t),
-        )
+        product = self._sums[4] - self._sums[0] * self._sums[1] / self.n
+        return self._squares(0) * live_p, self._squares(1) * live_t, product * (live_p & live_t)
 
     @property
     def pearson(self) -> F64:

@@ -460,6 +460,17 @@ class Dask:
     def _connect(self, address: Any) -> Any:
         import distributed
 
+        # Of a cluster that is made here Dask knows the certificate.
+        if isinstance(address, str):
+            security: Any = distributed.Security
+            has = security().get_connection_args("client")
+            encrypted = address.startswith("tls://")
+            if (encrypted and has["ssl_context"] is None) or (has["require_encryption"] and not encrypted):
+                why = "it asks for a certificate" if encrypted else "Dask is told here to refuse what is not encrypted"
+                raise ClusterError(
+                    f"{self.place.text} cannot be reached: {why}",
+                    remedy="give an address in tls:// and the variables of its certificate as docs/cluster.md shows",
+                )
         connect: Any = distributed.Client
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -470,15 +481,6 @@ class Dask:
                     f"{self.place.text} does not answer within {CONNECT_WITHIN:.0f} seconds "
                     f"({_line(why) or type(why).__name__})",
                     remedy="start it (`dask scheduler`), or check address, port, firewall and certificate",
-                ) from None
-            # What Dask raises where its configuration and the address disagree about TLS.
-            except (RuntimeError, TypeError) as why:
-                if "encryption" not in str(why) and "ssl_context" not in str(why):
-                    raise
-                raise ClusterError(
-                    f"{self.place.text} cannot be reached as Dask is configured in this process ({_line(why)})",
-                    remedy="an address in tls:// needs the variables of the certificate, one in tcp:// no required "
-                    "encryption; docs/cluster.md shows both",
                 ) from None
         for item in caught:
             if type(item.message).__name__ == "VersionMismatchWarning":

@@ -57,7 +57,7 @@ class Expression(Protocol):
         ...
 
     def gene_means(self, rows: Ints, *, scale: str) -> Any:
-        """(g,) float64 mean per gene over rows, on `scale` "counts" or "lognorm"; raises NotComputable."""
+        """(g,) float64 mean per gene over rows, on `scale` "counts" or "lognorm"; NotComputable for other values."""
         ...
 
 
@@ -230,7 +230,11 @@ class Score:
 
     def __post_init__(self) -> None:
         if self.value is not None and not np.isfinite(self.value):
-            object.__setattr__(self, "reason", self.reason or f"the result is {self.value}")
+            why = (
+                f"no finite value came out ({self.value}): the embedding under this post-processing holds numbers that "
+                "overflow when they are summed, or nothing that varies"
+            )
+            object.__setattr__(self, "reason", self.reason or why)
             object.__setattr__(self, "value", None)
         if self.value is None and not self.reason:
             raise ValueError("a score without a value needs a reason")

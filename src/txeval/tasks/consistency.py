@@ -43,8 +43,8 @@ class ConsistencyParams:
         "unexpressed": perturbations whose target gene is not expressed; "permutation": random sets of perturbed
         samples; "auto": the first where there are `min_null` of them, else the second.
     threshold_counts, threshold_lognorm
-        A target is unexpressed when its mean expression is below: on counts, and on log-normalised values where
-        the screen holds no counts.
+        A target is unexpressed when its mean expression is below: on counts, and on values log-normalised to 10,000
+        where the screen holds no counts. Values of another scale have no such threshold.
     p_value
         Against unexpressed targets. "paper": max(#{null >= x}, 1) / K and p < alpha; "reference": #{null >= x} / K and
         p <= alpha; "exact": (1 + #{null >= x}) / (1 + K) and p < alpha.
@@ -302,10 +302,13 @@ def _share(found: Consistency, column: str, chance: float) -> Score:
         f"perturbations with fewer than {smallest} samples": int((~large).sum()),
         "perturbations in one batch": int(single.sum()),
         "perturbations that are the null": int(table["in_null"].sum()),
-        "perturbations alone in their batches": int((large & ~single & ~table["in_null"] & ~scored).sum()),
+        "perturbations without another one in their batches, from which the null is drawn": int(
+            (large & ~single & ~table["in_null"] & ~scored).sum()
+        ),
     }
     if not scored.any():
-        raise NotComputable("every perturbation is too small or part of the null")
+        why = "; ".join(f"{reason}: {count}" for reason, count in left_out.items() if count)
+        raise NotComputable(f"no perturbation can be tested: {why}")
     n_null = int(table["in_null"].sum())
     resolution = 1.0 / n_null if n_null else 1.0 / (params.draws + 1)
     return Score(
@@ -388,6 +391,7 @@ TASK = Task(
     details=lambda found: {"perturbations": found.table},
     # The null reads the mean expression of the target genes.
     needs_expression=True,
+    version=2,
     ceiling=Ceiling(
         every_halving,
         "each perturbation's halves against each other, averaged over all ways to halve it: all pairs of its samples, "

@@ -210,5 +210,5 @@ TASK = Task(
         shared_split("test"),
         HALVES_OF_TEST,
     ),
-    version=3,
+    version=4,
 )

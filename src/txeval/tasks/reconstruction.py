@@ -199,6 +199,16 @@ class Decoded:
     params: ReconstructionParams
     notes: tuple[str, ...]
 
+    @property
+    def constant_true(self) -> Bools:
+        """(g,) genes whose measured expression is the same in all samples."""
+        return self.moments.constant_true | self.spearman.constant_true
+
+    @property
+    def constant_pred(self) -> Bools:
+        """(g,) the same of the decoded one, made by rows or by columns: the two differ by rounding."""
+        return self.moments.constant_pred | self.spearman.constant_pred
+
 
 def _rows_of(expression: Expression, rows: Ints) -> F32:
     out = np.empty((len(rows), len(expression.genes)), dtype=np.float32)
@@ -587,7 +597,7 @@ def _norm_parts(squares: F64, batch: Ints, level: Ints, control: Bools, scored: 
 
 def _gene_score(decoded: Decoded, values: F64, by_sample: F64, *, correlation: bool) -> Score:
     """Mean over genes; it varies with the samples, by batch and perturbation."""
-    constant_true, constant_pred = decoded.moments.constant_true, decoded.moments.constant_pred
+    constant_true, constant_pred = decoded.constant_true, decoded.constant_pred
     left_out = {}
     if correlation:
         rule = decoded.params.constant_truth
@@ -699,8 +709,8 @@ def _details(decoded: Decoded) -> dict[str, pd.DataFrame]:
                 "pearson": moments.pearson,
                 "mse": moments.mse,
                 "mae": moments.mae,
-                "constant_true": moments.constant_true,
-                "constant_pred": moments.constant_pred,
+                "constant_true": decoded.constant_true,
+                "constant_pred": decoded.constant_pred,
             }
         )
     }
@@ -742,7 +752,7 @@ TASK = Task(
     together=prepare_together,
     shares=lambda params: params.decoder in CLOSED_FORM,
     memory=_memory,
-    version=3,
+    version=4,
     metrics=(
         Metric(
             name="spearman",
