@@ -273,7 +273,7 @@ def test_text_that_means_missing_pools_and_doubtful_labels_are_caught(tmp_path: 
     path = changed(tmp_path, perturbation=["control", "G1", "nan", "G2", pool, "unassigned"], is_control=None)
     about = describe(path)
     words = " ".join(finding.text for finding in about.findings)
-    assert "10 samples have no label in 'perturbation' (10 of them as the text 'nan' or an empty one)" in words
+    assert "10 samples have no label in 'perturbation' (10 as 'nan')" in words
     assert "1 labels of 'perturbation' (10 samples) are pools of guides" in words
     assert about.value("exclude") == ["unassigned"]
     screen = open_screen(path, Roles(perturbation="perturbation", control="control", exclude=("unassigned",)))

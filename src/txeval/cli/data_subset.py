@@ -38,6 +38,7 @@ def _run(args: argparse.Namespace) -> int:
         f"  {record['perturbations']:,} of {record['of_perturbations']:,} labels,"
         f" {record['batches']:,} of {record['of_batches']:,} batches",
         *(f"  left out, {count:,}: {reason}" for reason, count in record["left_out"].items()),
+        *(f"  {note}" for note in record["notes"]),
     ]
     if record["samples"] < args.samples:
         lines.append(f"  {args.samples:,} were asked for; these are all that have labels")

@@ -28,7 +28,7 @@ from txeval.data.harmonise import (
     is_guide_pool,
     parts_of,
 )
-from txeval.data.matrix import Matrix, Store, open_store
+from txeval.data.matrix import Matrix, Store, open_store, var_of
 from txeval.data.roles import read_labels
 from txeval.data.scale import determine
 from txeval.data.screen import look_at
@@ -246,6 +246,7 @@ class _Look:
     def __init__(self, store: Store, labels: Path | None) -> None:
         self.store = store
         self.findings: list[Finding] = [Finding(note) for note in store.notes]
+        self.n_notes = len(store.notes)
         self.proposals: dict[str, Proposal] = {}
         self.separator = ""
         self.names = store.names("obs")
@@ -275,21 +276,23 @@ class _Look:
             stored=matrix.stored,
             scale="",
             scale_why="",
-            layers=store.keys("layers"),
+            layers=store.layers(),
             obsm=obsm,
             genes="",
             labels=labels,
         )
 
     def _values(self) -> tuple[str, Matrix]:
-        layers = self.store.keys("layers")
+        layers = self.store.layers()
         try:
             return "X", self.store.matrix("X")
         except InputError:
             if not layers:
                 raise
         self.findings.append(Finding("there is no X", "the values have to come from a layer"))
-        return f"layers/{layers[0]}", self.store.matrix(f"layers/{layers[0]}")
+        where = self.store.place(layers[0])
+        self.genes = self.store.names(var_of(where))
+        return where, self.store.matrix(where)
 
     def describe(self) -> Description:
         about = self.about
@@ -298,9 +301,12 @@ class _Look:
             self.findings.append(
                 Finding(f"{same:,} samples have the name of another sample", "embeddings cannot be aligned by name")
             )
-        about.columns = [_column(self.store, name, len(self.names)) for name in self.store.columns("obs")]
-        self._genes()
+        columns = [_column(self.store, name, len(self.names)) for name in self.store.columns("obs")]
+        about.columns = [column for column in columns if column is not None]
+        self.findings += [Finding(note) for note in self.store.notes[self.n_notes :]]
         self._scale()
+        self._genes()
+        self._landmarks()
         self._perturbation()
         self._controls()
         self._odd_labels()
@@ -336,16 +342,18 @@ class _Look:
                     "models that want Ensembl ids strip it; relationships are listed by symbols",
                 )
             )
-        columns = self.store.columns("var")
+        var = var_of(self.about.where)
         symbols = [
             name
-            for name in columns
-            if _plain(name) in _SYMBOLS and looks_like_symbols(map(str, self.store.column("var", name)[:2000]))
+            for name in self.store.columns(var)
+            if _plain(name) in _SYMBOLS
+            and (column := self.store.optional_column(var, name)) is not None
+            and looks_like_symbols(map(str, column[:2000]))
         ]
         if kind == "symbols":
             return
         if symbols:
-            values = [str(value) for value in self.store.column("var", symbols[0])]
+            values = [str(value) for value in self.store.column(var, symbols[0])]
             self.measured |= set(values)
             self.proposals["gene_symbol"] = Proposal(
                 "gene_symbol",
@@ -363,7 +371,8 @@ class _Look:
             )
 
     def _landmarks(self) -> None:
-        for name in self.store.columns("var"):
+        var = var_of(self.about.where)
+        for name in self.store.columns(var):
             if _plain(name) not in (
                 "pr_is_lm",
                 "pr_is_lmark",
@@ -373,7 +382,7 @@ class _Look:
                 "feature_space",
             ):
                 continue
-            values = self.store.column("var", name).astype(str).str.lower()
+            values = self.store.column(var, name).astype(str).str.lower()
             measured = int(values.isin(["1", "1.0", "true", "landmark", "y"]).sum())
             if measured < len(values):
                 self.findings.append(
@@ -407,7 +416,7 @@ class _Look:
         counts = [
             layer
             for layer in about.layers
-            if f"layers/{layer}" != about.where and about.scale != "counts" and self._holds_counts(layer)
+            if self.store.place(layer) != about.where and about.scale != "counts" and self._holds_counts(layer)
         ]
         if counts:
             layer = counts[0]
@@ -417,21 +426,22 @@ class _Look:
                 f"it holds counts, which X does not ({about.scale}: {why}); quality control and most models want them",
                 (("X", f"{about.scale} values"),),
             )
-            self.matrix = self.store.matrix(f"layers/{layer}")
-            about.where, about.stored = f"layers/{layer}", self.matrix.stored
+            about.where = self.store.place(layer)
+            self.matrix = self.store.matrix(about.where)
+            self.genes = self.store.names(var_of(about.where))
+            about.shape, about.stored = self.matrix.shape, self.matrix.stored
             evidence, looked = look_at(self.matrix)
             about.scale, why = determine(evidence)
             about.scale_why = f"{why}; looked at {looked}"
         elif about.where != "X":
-            self.proposals["layer"] = Proposal("layer", about.where.removeprefix("layers/"), "there is no X")
-        self._landmarks()
+            self.proposals["layer"] = Proposal("layer", about.layers[0], "there is no X")
         totals = np.array(evidence.totals)
         if about.scale == "counts" and len(totals):
             self._min_counts(totals)
 
     def _holds_counts(self, layer: str) -> bool:
         try:
-            evidence, _ = look_at(self.store.matrix(f"layers/{layer}"))
+            evidence, _ = look_at(self.store.matrix(self.store.place(layer)))
         except InputError:
             return False
         return evidence.nonfinite is None and evidence.n_nonzero > 0 and determine(evidence)[0] == "counts"
@@ -988,9 +998,11 @@ def _labelled(name: str, codes: Ints, labels: Strings, kind: str = "") -> Column
     return Column(name, kind, codes, labels, counts, missing=len(codes) - known)
 
 
-def _column(store: Store, name: str, n: int) -> Column:
-    """A column of `obs`, and what kind of column it is."""
-    column = store.column("obs", name)
+def _column(store: Store, name: str, n: int) -> Column | None:
+    """A column of `obs`, and what kind of column it is; None where it cannot be read."""
+    column = store.optional_column("obs", name)
+    if column is None:
+        return None
     if len(column) != n:
         raise InputError(
             f"{store.path}: obs column {name!r} has {len(column):,} values for {n:,} samples",
@@ -1012,16 +1024,19 @@ def _column(store: Store, name: str, n: int) -> Column:
             return Column(
                 name, kind, codes, labels, np.array([known] if len(labels) else [], dtype=np.int64), n - known
             )
-    labelled = read_labels(column, name, store.path, role="column")
+    # A text such as "none" may be the control: what nobody has named yet is proposed, not dropped.
+    labelled = read_labels(
+        column, name, store.path, role="column", never_missing=lambda label: control_spelling(label) is not None
+    )
     made = _labelled(name, labelled.codes, labelled.labels)
     spelled = {label.strip().lower() for label in made.labels.tolist()}
     if made.n == 2 and (
         pd.api.types.is_bool_dtype(column.dtype) or spelled <= {"true", "false", "1", "0", "1.0", "0.0"}
     ):
         made.kind = "flag"
-    as_text = int(column.isin(("", " ", "nan", "NaN", "NAN", "Nan", "<NA>", "<na>")).sum())
-    if as_text:
-        made.note = f" ({as_text:,} of them as the text 'nan' or an empty one)"
+    if labelled.missing_texts:
+        texts = ", ".join(f"{count:,} as {text!r}" for text, count in labelled.missing_texts.items())
+        made.note = f" ({texts})"
     return made
 
 

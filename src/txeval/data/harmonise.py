@@ -30,13 +30,14 @@ __all__ = [
     "parts_of",
 ]
 
-#: Texts that stand for a missing label, compared without case and outer spaces.
-MISSING = ("", "nan", "<na>")
+#: Texts that stand for a missing label, compared without case and outer spaces: those of pandas and Python, R's NA and
+#: its smallest integer, the Connectivity Map's -666. A label that the user names is none of them.
+MISSING = ("", "nan", "<na>", "na", "n/a", "none", "null", "-666", "-666.0", "-2147483648", "-2147483648.0")
 
 #: Texts that often stand for a missing label, but may be real: kept, and said.
 DOUBTFUL = (
-    *("na", "n/a", "none", "null", "unassigned", "unknown", "ambiguous", "multiplet", "doublet", "undetermined"),
-    *("-666", "negative", "multi", "multiple", "not assigned", "no guide", "no grna", "no sgrna", "unmapped"),
+    *("unassigned", "unknown", "ambiguous", "multiplet", "doublet", "undetermined"),
+    *("negative", "multi", "multiple", "not assigned", "no guide", "no grna", "no sgrna", "unmapped"),
 )
 
 #: What joins the genes of a combination, in the order in which it is looked for.

@@ -10,9 +10,11 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
+import anndata
 import h5py
 import numpy as np
 import pandas as pd
@@ -24,6 +26,7 @@ from txeval.compute.arrays import BLOCK_ELEMENTS, Ints, Strings
 from txeval.errors import InputError, nearest, unknown
 
 __all__ = [
+    "RAW",
     "AnnDataStore",
     "Block",
     "CsrMatrix",
@@ -39,7 +42,15 @@ __all__ = [
     "sort_by_row",
     "spans",
     "stored_as",
+    "var_of",
 ]
+
+# Registers the filters that other programs compress with, where it is installed.
+with contextlib.suppress(ImportError):
+    import hdf5plugin  # noqa: F401
+
+#: Place of the values that AnnData keeps beside X, with genes of their own.
+RAW = "raw/X"
 
 #: Rows of a matrix: `scipy.sparse.csr_matrix` or `numpy.ndarray`, (m, g).
 Block: TypeAlias = Any
@@ -70,8 +81,43 @@ def reading(path: Path, what: str) -> Iterator[None]:
         raise
     # The storage libraries and their codecs raise almost anything on damaged bytes.
     except Exception as why:
-        reason = (str(why).strip().strip("\"'") or type(why).__name__).splitlines()[0]
-        raise InputError(f"{path}: cannot read {what} ({reason})", remedy=_DAMAGED) from why
+        reason, remedy = _cause(why)
+        raise InputError(f"{path}: cannot read {what} ({reason})", remedy=remedy) from why
+
+
+def _cause(why: Exception) -> tuple[str, str]:
+    """What an exception of a storage library says, and what to do about it."""
+    chain: list[BaseException] = [why]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    for link in chain:
+        text = " ".join(str(link).split())
+        if isinstance(link, UnicodeDecodeError):
+            shown = link.object[max(0, link.start - 20) : link.end + 20]
+            return f"text that is not {link.encoding.upper()}: {shown!r}", "write its text as UTF-8"
+        found = re.search(r"filter '?([^')]+)'? is not registered|can't open directory|filter.* plugin", text)
+        if found:
+            return (
+                f"it is compressed with a filter of HDF5 that is not installed here: {text}",
+                "pip install hdf5plugin, which brings the common ones, or write the file again with gzip",
+            )
+        if type(link).__name__ == "UnknownCodecError" or "codec not available" in text:
+            return (
+                f"it is compressed with a codec that is not installed here: {text}",
+                "install it, or write it with zstd",
+            )
+        found = re.search(r"encoding_type='([^']*)', encoding_version='([^']*)'", text)
+        if type(link).__name__ == "IORegistryError" and found:
+            return (
+                f"its encoding is {found[1]!r} {found[2]!r}, which anndata {version('anndata')} does not know",
+                "upgrade anndata, or write the file again with an older one",
+            )
+    return (str(why).strip().strip("\"'") or type(why).__name__).splitlines()[0], _DAMAGED
+
+
+def var_of(where: str) -> str:
+    """Table of the genes of a matrix: `var`, or that of `raw`."""
+    return "raw/var" if where == RAW else "var"
 
 
 class Store:
@@ -101,8 +147,26 @@ class Store:
         """Names inside a group such as `layers` or `obsm`; empty where there is no such group."""
         raise NotImplementedError
 
+    def layers(self) -> list[str]:
+        """Names that `--layer` takes."""
+        return self.keys("layers")
+
+    def place(self, layer: str | None) -> str:
+        """Place of a layer in the file, X by default.
+
+        Raises
+        ------
+        InputError
+            There is no such layer; the nearest names are given.
+        """
+        if layer in (None, "X"):
+            return "X"
+        if layer not in self.layers():
+            raise unknown("layer", str(layer), self.layers(), where=str(self.path))
+        return RAW if layer == "raw" and layer not in self.keys("layers") else f"layers/{layer}"
+
     def names(self, frame: str) -> Strings:
-        """Index of `obs` or `var` as text: (n,) object."""
+        """Index of `obs`, `var` or `raw/var` as text: (n,) object."""
         raise NotImplementedError
 
     def _columns(self, frame: str) -> list[str]:
@@ -116,14 +180,14 @@ class Store:
         raise NotImplementedError
 
     def columns(self, frame: str) -> list[str]:
-        """Column names of `obs` or `var`; those of joined labels come last."""
+        """Column names of `obs`, `var` or `raw/var`; those of joined labels come last."""
         own = self._columns(frame)
         if frame != "obs" or self._joined is None:
             return own
         return [*own, *(str(name) for name in self._joined.columns)]
 
     def column(self, frame: str, name: str, *, role: str = "column") -> pd.Series[Any]:
-        """One column of `obs` or `var`.
+        """One column of `obs`, `var` or `raw/var`.
 
         `COLUMN~PATTERN`, where there is no column of that very name, gives what the first group of a regular
         expression (the whole match where it has none) finds in the column's text; `names~PATTERN` searches the
@@ -172,9 +236,19 @@ class Store:
             )
         return pd.Series(np.array([*found, None], dtype=object)[codes])
 
+    def optional_column(self, frame: str, name: str) -> pd.Series[Any] | None:
+        """A column that nobody asked for by name: None, and a note, where it cannot be read."""
+        try:
+            return self.column(frame, name)
+        except InputError as why:
+            note = f"left out: {why.problem.removeprefix(f'{self.path}: ')}; {why.remedy}"
+            self.notes += [note] if note not in self.notes else []
+            return None
+
     def frame(self, frame: str) -> pd.DataFrame:
-        """All of `obs` or `var`, indexed by the names."""
-        made = {name: self.column(frame, name).array for name in self.columns(frame)}
+        """All of `obs` or `var` that can be read, indexed by the names."""
+        columns = {name: self.optional_column(frame, name) for name in self.columns(frame)}
+        made = {name: column.array for name, column in columns.items() if column is not None}
         return pd.DataFrame(made, index=pd.Index(self.names(frame), dtype=object))
 
     def join(self, labels: pd.DataFrame, *, source: str) -> None:
@@ -220,7 +294,7 @@ class Store:
         return None
 
     def matrix(self, where: str) -> Matrix:
-        """Open `X`, `layers/NAME` or `obsm/KEY` without reading it.
+        """Open `X`, `layers/NAME`, `raw/X` or `obsm/KEY` without reading it.
 
         Raises
         ------
@@ -260,10 +334,19 @@ class AnnDataStore(Store):
         """Let go of the file."""
         self._close()
 
+    def layers(self) -> list[str]:
+        """See `Store.layers`; `raw` is that of AnnData, unless a layer has its name."""
+        names = self.keys("layers")
+        with reading(self.path, "raw"):
+            return [*names, *(["raw"] if "raw" not in names and RAW in self.root and "raw/var" in self.root else [])]
+
     def keys(self, group: str) -> list[str]:
         """See `Store.keys`."""
         with reading(self.path, group):
-            return [str(key) for key in self.root[group]] if group in self.root else []
+            found = self.root.get(group, [])
+            # AnnData before 0.7: one dataset with a field for each.
+            fields = found.dtype.names if isinstance(found, h5py.Dataset) else None
+            return [str(key) for key in (found if fields is None else fields)]
 
     def _frame(self, frame: str) -> pd.DataFrame | None:
         """A table of one of the older layouts as a whole; None for the present one, which is read by columns."""
@@ -274,15 +357,15 @@ class AnnDataStore(Store):
                 return None
             if frame not in self._frames:
                 if isinstance(group, h5py.Dataset):
-                    import anndata
-
                     backed = anndata.read_h5ad(self.path, backed="r")
                     try:
                         self._frames["obs"], self._frames["var"] = backed.obs, backed.var
                     finally:
                         backed.file.close()
-                else:
+                elif "encoding-type" in attributes:
                     self._frames[frame] = read_elem(group)
+                else:
+                    self._frames[frame] = _frame_of_07(group)
             return self._frames[frame]
 
     def _columns(self, frame: str) -> list[str]:
@@ -316,17 +399,49 @@ class AnnDataStore(Store):
             return out
 
     def _element(self, where: str) -> Any:
+        group, _, name = where.partition("/")
+        whole = self.root.get(group)
+        if name and isinstance(whole, h5py.Dataset):
+            if name not in (whole.dtype.names or ()):
+                return None
+            values = whole[name]
+            numeric_type(values.dtype, self.path, where)
+            return DenseMatrix(values.reshape(len(values), -1), self.path, where)
         element = self.root.get(where)
         return None if element is None or _encoding(element) == "null" else element
 
     def table(self, where: str) -> pd.DataFrame | None:
         """See `Store.table`."""
         with reading(self.path, where):
-            element = self.root.get(where)
+            element = None if isinstance(self.root.get(where.partition("/")[0]), h5py.Dataset) else self.root.get(where)
             if element is None or _encoding(element) != "dataframe":
                 return None
             found: pd.DataFrame = read_elem(element)
             return found
+
+
+def _frame_of_07(group: Any) -> pd.DataFrame:
+    """A table in the layout of AnnData 0.7 whose writer left out `encoding-type`: codes, and categories beside them."""
+
+    def text(values: Any) -> Any:
+        return (
+            [value.decode() if isinstance(value, bytes) else value for value in values]
+            if values.dtype.kind in "SO"
+            else values
+        )
+
+    index = group.attrs.get("_index", "_index")
+    index = index.decode() if isinstance(index, bytes) else str(index)
+    lists = group.get("__categories", {})
+    order = [name.decode() if isinstance(name, bytes) else str(name) for name in group.attrs.get("column-order", ())]
+    made: dict[str, Any] = {}
+    for name in [*order, *(key for key in group if key not in (*order, index, "__categories"))]:
+        values = np.asarray(group[name])
+        if name in lists:
+            made[name] = pd.Categorical.from_codes(values, pd.Index(text(np.asarray(lists[name]))))
+        else:
+            made[name] = text(values)
+    return pd.DataFrame(made, index=pd.Index(text(np.asarray(group[index])), dtype=object))
 
 
 def open_store(path: Path, *, labels: Path | None = None) -> Store:
@@ -480,9 +595,6 @@ def open_matrix(element: Any, path: Path, where: str) -> Matrix:
                 or data.shape != indices.shape
             ):
                 raise InputError(f"{path}: the parts of the sparse matrix {where} do not fit together", remedy=_DAMAGED)
-            missing = _missing_chunks(data)
-            if missing:
-                raise InputError(f"{path}: {missing} pieces of the values of {where} are missing", remedy=_DAMAGED)
             kind = CsrMatrix if encoding == "csr_matrix" else CscMatrix
             return kind(pointers, indices, data, shape, path, where)
         if hasattr(element, "dtype") and getattr(element, "ndim", len(getattr(element, "shape", ()))) == 2:
@@ -513,10 +625,27 @@ def numeric_type(dtype: Any, path: Path, where: str) -> None:
         )
 
 
-def _missing_chunks(array: Any) -> int:
-    """Number of chunks that a Zarr array lacks (it would read them as zeros); 0 for HDF5."""
-    done = getattr(array, "nchunks_initialized", None)
-    return 0 if done is None else int(array.nchunks) - int(done)
+def _unstored(array: Any, path: Path, what: str) -> str:
+    """What to say of chunks that a Zarr array does not store; "" where all are there, and for HDF5.
+
+    They are read as 0. A store leaves out chunks of nothing but 0, and so does a copy that was cut short.
+    """
+    if not isinstance(array, zarr.Array):
+        return ""
+    step = getattr(array, "shards", None) or array.chunks
+    files = _chunk_files(array, path)
+    missing = int(np.prod([-(-n // by) for n, by in zip(array.shape, step, strict=True)])) - len(files)
+    if missing <= 0:
+        return ""
+    return (
+        f"{missing:,} of {missing + len(files):,} pieces of {what} are not stored and read as 0, which is right where"
+        " they held nothing else: check the copy if that is not expected"
+    )
+
+
+def _chunk_files(array: Any, path: Path) -> list[Path]:
+    files = (path / str(array.path)).rglob("*")
+    return [file for file in files if file.is_file() and not file.name.startswith(".z") and file.name != "zarr.json"]
 
 
 def stored_as(layout: str, array: Any) -> str:
@@ -541,7 +670,6 @@ class _Sparse:
     """What CSR and CSC share: three arrays on disk, the pointers in memory."""
 
     by_columns = False
-    oddity = ""
 
     def __init__(self, indptr: Ints, indices: Any, data: Any, shape: tuple[int, int], path: Path, where: str) -> None:
         self.indptr = indptr
@@ -558,8 +686,8 @@ class _Sparse:
         chunks = getattr(data, "chunks", None)
         self._gap = max(GAP_ELEMENTS, int(chunks[0]) if chunks else 0)
         self._minor = shape[0] if self.by_columns else shape[1]
-        if _missing_chunks(indices):
-            self.oddity = f"{_missing_chunks(indices)} pieces of the indices of {where} are not stored and read as 0"
+        odd = _unstored(data, path, f"the values of {where}"), _unstored(indices, path, f"the indices of {where}")
+        self.oddity = "; ".join(filter(None, odd))
 
     def _indices(self, start: int, stop: int) -> Any:
         """Indices of stored elements [start, stop), int32 where they fit."""
@@ -625,7 +753,6 @@ class CscMatrix(_Sparse):
     """A CSC matrix on disk. The first rows asked for cost a row-wise copy in temporary files."""
 
     by_columns = True
-    oddity = ""
 
     def __init__(self, indptr: Ints, indices: Any, data: Any, shape: tuple[int, int], path: Path, where: str) -> None:
         super().__init__(indptr, indices, data, shape, path, where)
@@ -804,8 +931,7 @@ class DenseMatrix:
         self.where = where
         chunks = getattr(array, "chunks", None)
         self._gap = max(GAP_ELEMENTS, int(chunks[0]) * self.shape[1] if chunks else 0)
-        missing = _missing_chunks(array)
-        self.oddity = f"{missing} pieces of {where} are not stored and read as 0" if missing else ""
+        self.oddity = _unstored(array, path, where)
 
     def rows(self, rows: Ints) -> Block:
         """See `Matrix.rows`."""
@@ -852,5 +978,4 @@ def _stored_bytes(array: Any, path: Path) -> int:
         return int(array.id.get_storage_size())
     if isinstance(array, np.ndarray):  # made from text, and of no size on disk of its own
         return int(array.nbytes)
-    folder = path / str(array.path)
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    return sum(file.stat().st_size for file in _chunk_files(array, path))

@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from txeval._version import __version__
 from txeval.compute.arrays import Bools, Ints, Strings
 from txeval.data.download import Progress
-from txeval.data.matrix import Block, Matrix, Store, open_store
+from txeval.data.matrix import Block, Matrix, Store, open_store, var_of
 from txeval.data.scale import determine
 from txeval.data.screen import look_at
 from txeval.data.writing import SUFFIXES, Layout, ScreenWriter, open_writer
@@ -304,9 +304,9 @@ class _Part:
         self.matrix = matrix
         self.where = where
         self.n = matrix.shape[0]
-        names = store.names("var")
+        names = store.names(var_of(where))
         if recipe.gene_names is not None:
-            column = store.column("var", recipe.gene_names, role="names of the genes")
+            column = store.column(var_of(where), recipe.gene_names, role="names of the genes")
             names = np.array([str(value) for value in column], dtype=object)
         self.genes = names
         for length, axis, what in (
@@ -327,9 +327,7 @@ class _Part:
     def open(cls, path: Path, recipe: Recipe) -> _Part:
         store = open_store(path)
         try:
-            where = "X" if recipe.layer in (None, "X") else f"layers/{recipe.layer}"
-            if where != "X" and recipe.layer not in store.keys("layers"):
-                raise unknown("layer", str(recipe.layer), store.keys("layers"), where=str(path))
+            where = store.place(recipe.layer)
             return cls(store, store.matrix(where), where, recipe)
         except BaseException:
             store.close()
@@ -475,7 +473,7 @@ def _var(
     """`var` of the file: each gene as the first part that has it describes it."""
     frame: pd.DataFrame | None = None
     for part, own in zip(parts, keys, strict=True):
-        table = part.store.frame("var")
+        table = part.store.frame(var_of(part.where))
         table.index = pd.MultiIndex.from_tuples(own) if own else table.index
         if frame is None:
             frame = table
@@ -600,16 +598,18 @@ def _obs(parts: Sequence[_Part], part_of: Ints, row_of: Ints, plan: _Plan) -> pd
     for name in columns:
         pieces = []
         for part, own in zip(parts, rows, strict=True):
-            if name in part.store.columns("obs"):
-                column = part.store.column("obs", name)
+            column = part.store.optional_column("obs", name) if name in part.store.columns("obs") else None
+            if column is not None:
                 if column.dtype == object:
                     # Text that repeats itself takes a fraction of the memory as categories.
                     column = pd.Series(pd.Categorical(column.map(lambda v: v if v is None or v != v else str(v))))
                 pieces.append(column.iloc[own].reset_index(drop=True))
             else:
                 pieces.append(pd.Series(np.full(len(own), np.nan)))
-                plan.notes.append(f"{part.path.name} has no obs column {name!r}: missing for its samples")
-        made[name] = pieces[0] if len(pieces) == 1 else _join(pieces)
+                if name not in part.store.columns("obs"):
+                    plan.notes.append(f"{part.path.name} has no obs column {name!r}: missing for its samples")
+        if len(parts) > 1 or column is not None:
+            made[name] = pieces[0] if len(pieces) == 1 else _join(pieces)
         del pieces
     names = np.concatenate([part.store.names("obs")[own] for part, own in zip(parts, rows, strict=True)])
     index = pd.Index(names, dtype=object)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -92,11 +92,14 @@ class Labelled:
     codes
         (n_file,) int64 into `labels`, -1 where the label is missing.
     labels
-        Sorted text labels.
+        Sorted text labels, as objects: labels of one column may be as long as a list of guides.
+    missing_texts
+        Text that was taken for a missing label -> number of its samples.
     """
 
     codes: Ints
     labels: Strings
+    missing_texts: Mapping[str, int] = field(default_factory=dict)
 
     def take(self, kept: Ints) -> tuple[Ints, Strings]:
         """Codes of some samples into the sorted labels that occur among them."""
@@ -126,9 +129,19 @@ class Assignment:
 
 
 def read_labels(
-    column: pd.Series[Any], name: str, path: Path, *, role: str, never_missing: Sequence[str] = ()
+    column: pd.Series[Any],
+    name: str,
+    path: Path,
+    *,
+    role: str,
+    never_missing: Callable[[str], bool] = lambda label: False,
 ) -> Labelled:
     """Make text labels of a categorical, text, integer or boolean column.
+
+    Parameters
+    ----------
+    never_missing
+        Which labels are labels although they spell a missing one, such as the control "none".
 
     Raises
     ------
@@ -153,16 +166,19 @@ def read_labels(
         else:
             texts.append(value.decode() if isinstance(value, bytes) else str(value))
     if not texts:
-        return Labelled(np.full(len(codes), -1, dtype=np.int64), np.empty(0, dtype=str))
-    labels, inverse = np.unique(np.array(texts, dtype=str), return_inverse=True)
+        return Labelled(np.full(len(codes), -1, dtype=np.int64), np.empty(0, dtype=object))
+    labels, inverse = np.unique(np.array(texts, dtype=object), return_inverse=True)
     is_missing = np.array(
-        [label.strip().lower() in MISSING and label not in never_missing for label in labels.tolist()], dtype=bool
+        [label.strip().lower() in MISSING and not never_missing(label) for label in labels.tolist()], dtype=bool
     )
     number = np.where(is_missing, -1, np.cumsum(~is_missing) - 1)
     out = np.full(len(codes), -1, dtype=np.int64)
     known = codes >= 0
-    out[known] = number[inverse.reshape(-1)[codes[known]]]
-    return Labelled(out, labels[~is_missing])
+    place = inverse.reshape(-1)[codes[known]]
+    out[known] = number[place]
+    counts = np.bincount(place, minlength=len(labels))
+    missing_texts = {str(labels[i]): int(counts[i]) for i in np.flatnonzero(is_missing) if counts[i]}
+    return Labelled(out, labels[~is_missing], missing_texts)
 
 
 def single_gene(label: str, genes: frozenset[str] | set[str] = frozenset()) -> str:
@@ -192,9 +208,18 @@ def assign(store: Store, roles: Roles) -> Assignment:
     """
     path = store.path
     column = store.column("obs", roles.perturbation, role="perturbation column")
-    perturbation = read_labels(column, roles.perturbation, path, role="perturbation", never_missing=roles.control)
-    n = len(column)
     warnings: list[str] = []
+    named = {*roles.control, *roles.exclude}
+
+    def read(column: pd.Series[Any], name: str, role: str) -> Labelled:
+        found = read_labels(column, name, path, role=role, never_missing=named.__contains__)
+        if found.missing_texts:
+            texts = ", ".join(f"{text!r} ({count:,})" for text, count in found.missing_texts.items())
+            warnings.append(f"texts in obs column {name!r} that stand for a missing {role}: {texts}")
+        return found
+
+    perturbation = read(column, roles.perturbation, "perturbation")
+    n = len(column)
     dropped: dict[str, Bools] = {}
     for label in roles.exclude:
         if label not in perturbation.labels:
@@ -233,10 +258,10 @@ def assign(store: Store, roles: Roles) -> Assignment:
         perturbation, note = _order_free(perturbation, roles)
         warnings += [note] if note else []
     if roles.batch is None:
-        batch = Labelled(np.zeros(n, dtype=np.int64), np.array(["all"]))
+        batch = Labelled(np.zeros(n, dtype=np.int64), np.array(["all"], dtype=object))
         warnings.append("no batch column is given: all samples are one batch, 'all'")
     else:
-        batch = read_labels(store.column("obs", roles.batch, role="batch column"), roles.batch, path, role="batch")
+        batch = read(store.column("obs", roles.batch, role="batch column"), roles.batch, "batch")
         no_batch = batch.codes < 0
         _add(dropped, f"no batch label in {roles.batch!r}", no_batch)
         if no_batch.all():
@@ -246,16 +271,11 @@ def assign(store: Store, roles: Roles) -> Assignment:
             )
     target = cell_line = None
     if roles.target_gene is not None:
-        target = read_labels(
-            store.column("obs", roles.target_gene, role="target gene column"),
-            roles.target_gene,
-            path,
-            role="target gene",
+        target = read(
+            store.column("obs", roles.target_gene, role="target gene column"), roles.target_gene, "target gene"
         )
     if roles.cell_line is not None:
-        cell_line = read_labels(
-            store.column("obs", roles.cell_line, role="cell line column"), roles.cell_line, path, role="cell line"
-        )
+        cell_line = read(store.column("obs", roles.cell_line, role="cell line column"), roles.cell_line, "cell line")
         absent = cell_line.codes < 0
         if absent.any():
             cell_line = _label(cell_line, absent, "(missing)")
@@ -276,8 +296,8 @@ def _add(dropped: dict[str, Bools], reason: str, rows: Bools) -> None:
 
 def _label(labelled: Labelled, rows: Bools, label: str) -> Labelled:
     """Give some samples a label, in sorted order among the others."""
-    labels = np.unique(np.append(labelled.labels, label)) if len(labelled.labels) else np.array([label])
-    moved = np.searchsorted(labels, labelled.labels) if len(labelled.labels) else np.empty(0, dtype=np.int64)
+    labels = np.unique(np.array([*labelled.labels, label], dtype=object))
+    moved = np.searchsorted(labels, labelled.labels)
     codes = np.full(len(labelled.codes), -1, dtype=np.int64)
     known = labelled.codes >= 0
     codes[known] = moved[labelled.codes[known]]
@@ -292,7 +312,7 @@ def _order_free(perturbation: Labelled, roles: Roles) -> tuple[Labelled, str]:
         label if label in roles.control else canonical(label, separator, roles.control)
         for label in perturbation.labels.tolist()
     ]
-    labels, moved = np.unique(np.array(names, dtype=str), return_inverse=True)
+    labels, moved = np.unique(np.array(names, dtype=object), return_inverse=True)
     codes = np.where(perturbation.codes >= 0, moved.reshape(-1)[perturbation.codes], -1)
     merged = len(perturbation.labels) - len(labels)
     changed = sum(old != new for old, new in zip(perturbation.labels.tolist(), names, strict=True))
@@ -324,7 +344,7 @@ def _controls_by_label(perturbation: Labelled, roles: Roles, path: Path, columns
                 remedy=(f"did you mean {' or '.join(map(repr, close))}?" if close else f"its labels are: {shown}")
                 + hint,
             )
-    return np.isin(perturbation.codes, np.flatnonzero(np.isin(perturbation.labels, roles.control)))
+    return np.isin(perturbation.codes, [labels.index(label) for label in roles.control])
 
 
 def _flags(column: pd.Series[Any], name: str, path: Path) -> tuple[Bools, Bools, str]:

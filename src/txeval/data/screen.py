@@ -19,7 +19,7 @@ import scipy.sparse as sp
 
 from txeval.compute.arrays import BLOCK_ELEMENTS, F32, F64, Ints, Strings, row_blocks
 from txeval.compute.random import stream
-from txeval.data.matrix import Block, Matrix, Store, open_store
+from txeval.data.matrix import Block, Matrix, Store, open_store, var_of
 from txeval.data.readers import stem
 from txeval.data.roles import Roles, assign, summarise
 from txeval.data.samples import Samples
@@ -49,7 +49,7 @@ class Screen:
     path, name, roles, layer, labels
         As given; `name` defaults to the file name without its suffix.
     where
-        Place of the matrix in the file: "X" or "layers/NAME".
+        Place of the matrix in the file: "X", "layers/NAME" or "raw/X".
     scale
         "counts", "normalized", "log1p" or "continuous" (see `txeval.data.scale.SCALES`).
     scale_declared, scale_note
@@ -295,9 +295,9 @@ class Screen:
         key
             "X" or "layer:NAME".
         """
-        where = _where(None if key == "X" else key.removeprefix("layer:"))
         if key != "X" and not key.startswith("layer:"):
             raise InputError(f"{key!r} is no matrix of a screen", remedy="write X or layer:NAME")
+        where = self._open().place(key.removeprefix("layer:"))
         source = self._source() if where == self.where else _matrix(self._open(), where)
         if source.shape != (self.n_file, self.n_genes):
             raise InputError(f"{self.path}: {where} has shape {source.shape}, not that of the screen", remedy="")
@@ -316,7 +316,7 @@ class Screen:
     def layers_of_counts(self) -> list[str]:
         """Layers whose values, as far as a sample shows, are counts."""
         store = self._open()
-        return [name for name in store.keys("layers") if _looks_like_counts(store, name)]
+        return [name for name in store.layers() if _looks_like_counts(store, name)]
 
     @property
     def fingerprint(self) -> str:
@@ -423,10 +423,10 @@ def _open_screen(
 ) -> Screen:
     path = store.path
     layer = None if layer == "X" else layer
-    where = _where(layer)
+    where = store.place(layer)
     matrix = _matrix(store, where)
     names = store.names("obs")
-    genes, warnings = _genes(store, roles)
+    genes, warnings = _genes(store, roles, var_of(where))
     n, g = matrix.shape
     for length, axis, what in ((n, len(names), "samples in obs"), (g, len(genes), "genes in var")):
         if length != axis:
@@ -526,13 +526,9 @@ def _open_screen(
     return screen
 
 
-def _where(layer: str | None) -> str:
-    return "X" if layer is None else f"layers/{layer}"
-
-
 def _matrix(store: Store, where: str) -> Matrix:
     """X or a layer, with an error that says which layers there are."""
-    layers = store.keys("layers")
+    layers = store.layers()
     if where == "X":
         try:
             return store.matrix("X")
@@ -545,18 +541,15 @@ def _matrix(store: Store, where: str) -> Matrix:
                 else "there are no layers either: add the values"
             )
             raise InputError(f"{store.path}: the file has no X, so no expression values", remedy=remedy) from why
-    layer = where.removeprefix("layers/")
-    if layer not in layers:
-        raise unknown("layer", layer, layers, where=str(store.path))
     return store.matrix(where)
 
 
-def _genes(store: Store, roles: Roles) -> tuple[Strings, list[str]]:
+def _genes(store: Store, roles: Roles, var: str) -> tuple[Strings, list[str]]:
     """Gene names as text (g,), and what is odd about them."""
-    names = store.names("var")
+    names = store.names(var)
     warnings = []
     if roles.gene_symbol is not None:
-        column = store.column("var", roles.gene_symbol, role="gene symbol column")
+        column = store.column(var, roles.gene_symbol, role="gene symbol column")
         missing = np.asarray(column.isna(), dtype=bool) | (column.astype(str).str.strip() == "").to_numpy()
         names = np.where(missing, names, column.astype(str).to_numpy())
         if missing.any():
@@ -579,7 +572,7 @@ def _scale(
         raise _bad_value(store, where, genes, p.row, p.column, p.value, "is not a finite number", remedy)
     found, why = determine(evidence)
     counts = (
-        [name for name in store.keys("layers") if f"layers/{name}" != where and _looks_like_counts(store, name)]
+        [name for name in store.layers() if store.place(name) != where and _looks_like_counts(store, name)]
         if found != "counts"
         else []
     )
@@ -639,7 +632,7 @@ def look_at(
 def _looks_like_counts(store: Store, layer: str) -> bool:
     """Whether a few rows of a layer hold counts. Serves hints only, so an unreadable layer is just not hinted at."""
     try:
-        evidence, _ = look_at(store.matrix(f"layers/{layer}"), need_rows=False, windows=4)
+        evidence, _ = look_at(store.matrix(store.place(layer)), need_rows=False, windows=4)
     except InputError:
         return False
     return evidence.nonfinite is None and evidence.n_nonzero > 0 and determine(evidence)[0] == "counts"

@@ -15,7 +15,7 @@ from anndata.io import write_elem
 from txeval.compute.arrays import Ints
 from txeval.compute.random import stream
 from txeval.data.locate import whole_or_nothing
-from txeval.data.matrix import open_store
+from txeval.data.matrix import RAW, open_store, var_of
 from txeval.data.roles import Roles
 from txeval.data.screen import Progress, Screen, open_screen
 from txeval.data.writing import open_writer
@@ -155,8 +155,7 @@ def subset_screen(
         for name in obs.columns:
             if isinstance(obs[name].dtype, pd.CategoricalDtype):
                 obs = obs.assign(**{name: obs[name].cat.remove_unused_categories()})
-        layers = store.keys("layers")
-        places = [f"layers/{name}" for name in layers]
+        places = [store.place(name) for name in store.layers()]
         with whole_or_nothing(out) as part:
             first = "X" if _has_x(store) else places.pop(0)
             matrix = store.matrix(first)
@@ -184,6 +183,10 @@ def subset_screen(
                         sp.csr_matrix(block) if sp.issparse(block) else block,
                         dataset_kwargs={"compression": "gzip", "compression_opts": 1},
                     )
+                if RAW in places:
+                    file["raw"].attrs.update({"encoding-type": "raw", "encoding-version": "0.1.0"})
+                    write_elem(file, "raw/var", store.frame(var_of(RAW)))
+            record["notes"] = store.notes
     finally:
         store.close()
     return Subset(out, rows, record)

@@ -21,7 +21,7 @@ import scipy.sparse as sp
 from anndata.io import write_elem
 
 from txeval.compute.arrays import Ints, Strings
-from txeval.data.matrix import open_store
+from txeval.data.matrix import open_store, var_of
 from txeval.data.scale import SCALES, require_scale
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
 from txeval.embed.checkpoints import file_digest
@@ -93,10 +93,9 @@ def write_samples(screen: Screen, path: Path, *, max_elements: int | None = None
         obs["cell_line"] = _labels(samples.cell_line, samples.cell_lines)
     store = open_store(screen.path)
     try:
-        columns = {name: store.column("var", name).array for name in store.columns("var")}
+        var = store.frame(var_of(screen.where)).set_axis([str(gene) for gene in screen.genes])
     finally:
         store.close()
-    var = pd.DataFrame(columns, index=pd.Index([str(gene) for gene in screen.genes]))
     try:
         with h5py.File(path, "w") as file:
             file.attrs.update({"encoding-type": "anndata", "encoding-version": "0.1.0"})

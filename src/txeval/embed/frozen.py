@@ -16,7 +16,7 @@ from torch import Tensor
 
 from txeval.compute.arrays import F32, Ints
 from txeval.compute.machine import resolve_device
-from txeval.data.matrix import open_store
+from txeval.data.matrix import open_store, var_of
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
 from txeval.embed.checkpoints import UNTRAINED, KeyReport, file_digest
 from txeval.embed.genes import GeneMatch, read_aliases
@@ -131,7 +131,7 @@ def gene_names(screen: Screen, column: str) -> list[str]:
         return [str(name) for name in screen.genes]
     store = open_store(screen.path)
     try:
-        return [str(name) for name in store.column("var", column, role="column of gene names")]
+        return [str(name) for name in store.column(var_of(screen.where), column, role="column of gene names")]
     finally:
         store.close()
 
