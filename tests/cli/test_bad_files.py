@@ -369,7 +369,7 @@ CASES: dict[str, tuple[Callable[[Place], list[str]], tuple[str, ...]]] = {
         lambda p: labels(p, "l.csv", "cell,batch\nc1,a\n"),
         ("'batch' is in", "rename it"),
     ),
-    "labels that are empty": (lambda p: labels(p, "labels.tsv", ""), ("cannot be read as a table",)),
+    "labels that are empty": (lambda p: labels(p, "labels.tsv", ""), ("the file is empty",)),
     "labels cut short": (lambda p: labels(p, "l.csv.gz", gzip.compress(b"cell,g\n" * 99)[:30]), ("cannot be read",)),
     # Names
     "a name that climbs": (lambda p: ["data", "describe", "../../../etc/passwd"], ("passwd",)),

@@ -222,11 +222,17 @@ def test_constant_embeddings_are_told(screen, context, tmp_path):
 
 def test_other_names_are_matched_by_position_only_when_allowed(screen, context, tmp_path):
     source, _ = write(tmp_path, "parquet", names=np.arange(N).astype(str))
-    with pytest.raises(InputError, match=r"120 of 120 samples have no row(.|\n)*positional=true"):
+    with pytest.raises(InputError, match=r"are the numbers of its rows(.|\n)*positional=true"):
         made(source, screen, context)
     found = made(source, screen, context, positional=True)
     np.testing.assert_array_equal(take_rows(found.values), VALUES)
-    assert "none of the names" in found.provenance["aligned"]
+    assert "are the numbers of its rows" in found.provenance["aligned"]
+
+
+def test_names_that_disagree_are_not_overruled_by_the_flag(screen, context, tmp_path):
+    source, _ = write(tmp_path, "parquet", names=[f"other_{i}" for i in range(N)])
+    with pytest.raises(InputError, match="120 of 120 samples have no row in the embedding"):
+        made(source, screen, context, positional=True)
 
 
 def test_names_win_over_the_flag(screen, context, tmp_path):
@@ -353,11 +359,15 @@ BAD = {
         {"names": "b"},
         "lacks 1 sample names",
     ),
-    "text in csv": (text("emb.csv", "n,a,b\n" + "c1,1,2\nc2,1,oops\n"), {}, "column 'b' holds 'oops' in data row 2"),
+    "text in csv": (
+        text("emb.csv", "n,a,b\n" + "".join(f"{name},1,{'oops' if i == 1 else 2}\n" for i, name in enumerate(NAMES))),
+        {},
+        "column 'b' holds 'oops' in data row 2",
+    ),
     "no such csv column": (table("emb.csv", FRAME), {"names": "d00"}, "did you mean 'd0'"),
     "csv without names": (table("emb.csv", FRAME, index=False), {}, "no sample names"),
     "only names in csv": (text("emb.csv", "n\n" + "\n".join(NAMES)), {}, "no columns"),
-    "empty csv": (text("emb.csv", "\n\n"), {}, "cannot be read as a table"),
+    "empty csv": (text("emb.csv", "\n\n"), {}, "the file is empty"),
     "which part": (lambda f: str(write(f, "h5ad")[0]).partition("#")[0], {}, "PART one of: obsm/X_emb"),
     "no such part": (element("obsm/X_embb"), {}, "did you mean 'obsm/X_emb'"),
     "no such room": (element("varm/PCs"), {}, "no matrix called 'varm/PCs'"),

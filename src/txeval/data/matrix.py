@@ -474,7 +474,7 @@ def open_store(path: Path, *, labels: Path | None = None) -> Store:
         store = _open_anndata(path)
     if labels is not None:
         try:
-            store.join(read_label_table(labels), source=str(labels))
+            store.join(read_label_table(labels, store.names("obs")), source=str(labels))
         except BaseException:
             store.close()
             raise

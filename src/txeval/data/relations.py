@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from txeval.data.locate import Progress, catalogue, fetch, file_digest
+from txeval.data.text_table import find_separator
 from txeval.errors import InputError, unknown
 
 __all__ = ["DATABASES", "load_relations", "read_relations", "relation_files", "relations_digest"]
@@ -225,7 +226,7 @@ def _first_line(path: Path) -> str:
 
 def _separator(path: Path) -> str:
     line = _first_line(path)
-    return max("\t,;", key=line.count) if any(sign in line for sign in "\t,;") else ","
+    return find_separator([line]) if any(sign in line for sign in "\t,;") else ","
 
 
 def _header(path: Path) -> list[str]:

@@ -19,6 +19,7 @@ from scipy import sparse
 
 from txeval.compute.arrays import F32, Bools, Ints, Strings, row_blocks
 from txeval.data.matrix import open_store
+from txeval.data.text_table import identifier_text, names_column, open_table
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
 from txeval.embed.rows import NpyRows, write_npy
 from txeval.embed.spec import SUFFIXES
@@ -277,14 +278,16 @@ def _align(source: str, opened: _Opened, screen: Screen, *, positional: bool) ->
                     "reordered": bool((np.diff(index) < 0).any()),
                 }
                 return _Aligned(index, "by name", notes)
-            if len(missing) < screen.n or not positional:
+            # Names that disagree with the screen are no leave to go by position; the numbers of rows are no names.
+            numbered = any((names == np.arange(first, first + opened.n).astype(str)).all() for first in (0, 1))
+            if len(missing) < screen.n or not numbered:
                 raise InputError(
                     f"{source}: {len(missing):,} of {screen.n:,} samples have no row in the embedding, such as"
-                    f" {_some(screen.sample_names[missing])} (its names: {_some(names)}, ...)",
+                    f" {_some(screen.sample_names[missing])} (its names, {opened.names_from}: {_some(names)}, ...)",
                     remedy="use the same names in both, or embed these samples"
-                    + (", or allow positional=true" if len(missing) == screen.n and opened.n == screen.n_file else ""),
+                    + ("; to match rows by position, take its names out" if len(missing) == screen.n else ""),
                 )
-            reason = f"none of the names in the embedding ({opened.names_from}) is one of a sample"
+            reason = f"the names in the embedding ({opened.names_from}) are the numbers of its rows"
     if opened.n != screen.n_file:
         kept = f" ({screen.n:,} of them kept by quality control)" if screen.n != screen.n_file else ""
         raise InputError(
@@ -342,8 +345,12 @@ def _open_source(source: str, screen: Screen, options: Mapping[str, Any]) -> _Op
     if lowered.endswith(".npz"):
         return _open_npz(path, options)
     if lowered.endswith(".parquet"):
-        return _open_parquet(path, options)
-    return _open_text(path, options)
+        return _open_parquet(path, options, _known(screen))
+    return _open_text(path, options, _known(screen))
+
+
+def _known(screen: Screen) -> pd.Index[Any]:
+    return pd.Index(screen.sample_names, dtype=object)
 
 
 def _array_blocks(values: Any, shape: tuple[int, ...]) -> Callable[[], Iterator[tuple[int, Array]]]:
@@ -497,15 +504,22 @@ def _open_npz(path: Path, options: Mapping[str, Any]) -> _Opened:
     )
 
 
-def _open_parquet(path: Path, options: Mapping[str, Any]) -> _Opened:
+def _open_parquet(path: Path, options: Mapping[str, Any], known: pd.Index[Any]) -> _Opened:
     try:
         file = pq.ParquetFile(path)
         schema = file.schema_arrow
     except (pa.ArrowException, OSError) as why:
         raise InputError(f"{path}: cannot be read as Parquet ({why})", remedy=_DAMAGED) from None
     fields = list(schema.names)
-    described: Mapping[str, Any] = schema.pandas_metadata or {}
-    index = [name for name in described.get("index_columns", []) if isinstance(name, str) and name in fields]
+    twice = [name for name in fields if fields.count(name) > 1]
+    if twice:
+        raise InputError(f"{path}: {fields.count(twice[0])} columns are called {twice[0]!r}", remedy="rename them")
+    try:
+        described: Mapping[str, Any] = schema.pandas_metadata or {}
+    except ValueError:
+        described = {}
+    listed = described.get("index_columns", []) if isinstance(described, dict) else []
+    index = [name for name in listed if isinstance(name, str) and name in fields]
     wanted = options["names"]
     if wanted and wanted not in fields:
         raise unknown("column", wanted, fields, where=str(path))
@@ -513,8 +527,12 @@ def _open_parquet(path: Path, options: Mapping[str, Any]) -> _Opened:
         raise InputError(
             f"{path}: its index has {len(index)} levels: {', '.join(index)}", remedy="choose one: names=COLUMN"
         )
-    names_column = wanted or (index[0] if index else "")
-    columns = [name for name in fields if name != names_column and name not in index]
+    titled = wanted or (index[0] if index else "")
+    if not titled:
+        head = next(file.iter_batches(batch_size=1000), None)
+        number = names_column(head.to_pandas(), fields, known, path) if head is not None else None
+        titled = "" if number is None else fields[number]
+    columns = [name for name in fields if name != titled and name not in index]
     for name in columns:
         kind = schema.field(name).type
         if not (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_boolean(kind)):
@@ -538,11 +556,11 @@ def _open_parquet(path: Path, options: Mapping[str, Any]) -> _Opened:
             start += batch.num_rows
 
     names: Strings | None = None
-    if names_column:
-        parts = [batch.column(0).to_pandas() for batch in read([names_column])]
-        names = _as_names(pd.concat(parts) if parts else pd.Series([], dtype=str), f"{path}: column {names_column}")
+    if titled:
+        parts = [batch.column(0).to_pandas() for batch in read([titled])]
+        names = _as_names(pd.concat(parts) if parts else pd.Series([], dtype=str), f"{path}: column {titled}")
     n = int(file.metadata.num_rows)
-    title = "index" if names_column in index else f"column {names_column}"
+    title = "index" if titled in index else f"column {titled}"
     return _Opened(
         n, len(columns), "table", blocks, names, columns=np.array(columns), names_from=title, close=file.close
     )
@@ -555,68 +573,26 @@ def _table_rows(width: int) -> int:
 def _as_names(values: pd.Series[Any], where: str) -> Strings:
     if bool(values.isna().any()):
         raise InputError(f"{where} lacks {int(values.isna().sum())} sample names", remedy="name every row")
-    return values.astype(str).to_numpy(dtype=object)
+    return np.array([identifier_text(value) for value in values], dtype=object)
 
 
-def _open_text(path: Path, options: Mapping[str, Any]) -> _Opened:
-    separator = "\t" if ".tsv" in path.name.lower() else ","
-
-    def read(**how: Any) -> Any:
-        try:
-            return pd.read_csv(path, sep=separator, **how)
-        except (ValueError, OSError, EOFError) as why:
-            raise InputError(f"{path}: cannot be read as a table ({why})", remedy=_DAMAGED) from None
-
-    head = read(nrows=1000)
-    fields = [str(name) for name in head.columns]
-    head.columns = pd.Index(fields)
-    wanted = options["names"]
+def _open_text(path: Path, options: Mapping[str, Any], known: pd.Index[Any]) -> _Opened:
+    table = open_table(path)
+    fields, wanted = list(table.fields), options["names"]
     if wanted and wanted not in fields:
         raise unknown("column", wanted, fields, where=str(path))
-    first_is_text = bool(fields) and (
-        fields[0].startswith("Unnamed: 0") or not pd.api.types.is_numeric_dtype(head[fields[0]].dtype)
-    )
-    names_column = wanted or (fields[0] if first_is_text else "")
-    columns = [name for name in fields if name != names_column]
-    for name in columns:
-        _check_text_column(path, name, head[name], 0)
+    number = fields.index(wanted) if wanted else names_column(table.head(), fields, known, path)
+    columns = [i for i in range(len(fields)) if i != number]
     names: Strings | None = None
-    if names_column:
-        found = read(usecols=[fields.index(names_column)], dtype=str, keep_default_na=False).iloc[:, 0]
-        names = _as_names(found, f"{path}: column {names_column}")
-        n = len(names)
-    else:
-        n = len(read(usecols=[0]))
+    if number is not None:
+        named = pd.Series(table.column(number)).map(lambda name: name or None)
+        names = _as_names(named, f"{path}: column {fields[number]}")
 
     def blocks() -> Iterator[tuple[int, Array]]:
         start = 0
-        with read(chunksize=_table_rows(len(fields)), low_memory=False) as reader:
-            while True:
-                try:
-                    chunk = next(reader)
-                except StopIteration:
-                    return
-                except ValueError as why:
-                    raise InputError(f"{path}: cannot be read as a table ({why})", remedy=_DAMAGED) from None
-                chunk.columns = pd.Index(fields)
-                for name in columns:
-                    _check_text_column(path, name, chunk[name], start)
-                yield start, chunk[columns].to_numpy(dtype=np.float64)
-                start += len(chunk)
+        for block in table.numbers(columns, _table_rows(len(fields))):
+            yield start, block
+            start += len(block)
 
-    title = f"column {names_column}" if names_column else ""
-    return _Opened(n, len(columns), "table", blocks, names, columns=np.array(columns), names_from=title)
-
-
-def _check_text_column(path: Path, name: str, values: pd.Series[Any], start: int) -> None:
-    if pd.api.types.is_numeric_dtype(values.dtype):
-        return
-    numbers = pd.to_numeric(values, errors="coerce")
-    wrong = np.flatnonzero((numbers.isna() & values.notna()).to_numpy())
-    if not len(wrong):
-        return
-    row = int(wrong[0])
-    raise InputError(
-        f"{path}: column {name!r} holds {values.iloc[row]!r} in data row {start + row + 1}, which is no number",
-        remedy=f"repair it, or if the column holds the sample names: {path}@names={name}",
-    )
+    title = "" if number is None else f"column {fields[number]}" if fields[number] else "row names"
+    return _Opened(table.n, len(columns), "table", blocks, names, columns=np.array(fields)[columns], names_from=title)

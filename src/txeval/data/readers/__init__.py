@@ -9,8 +9,10 @@ from pathlib import Path
 import h5py
 import pandas as pd
 
+from txeval.compute.arrays import Strings
 from txeval.data.matrix import Store
 from txeval.data.readers import gct, loom, mtx, tenx
+from txeval.data.text_table import names_column, open_table
 from txeval.errors import InputError
 
 __all__ = ["SUFFIXES", "open_foreign", "read_label_table", "stem"]
@@ -119,8 +121,13 @@ def _open_hdf5(path: Path) -> Store | None:
     return found
 
 
-def read_label_table(path: Path) -> pd.DataFrame:
-    """Read a table of labels: names of samples in the first column, labels in the others.
+def read_label_table(path: Path, known: Strings) -> pd.DataFrame:
+    """Read a table of labels: names of samples in one column, labels in the others.
+
+    Parameters
+    ----------
+    known
+        Names of the samples of the screen, by which that column is found; else it is the first.
 
     Returns
     -------
@@ -133,23 +140,14 @@ def read_label_table(path: Path) -> pd.DataFrame:
         It is no table of at least two columns (.csv, .tsv, .txt, each also with .gz).
     """
     remedy = "give a .csv or .tsv file: names of samples in the first column, labels in the others, a header line"
-    name = path.name.lower().removesuffix(".gz")
-    separator = {"csv": ",", "tsv": "\t", "txt": "\t"}.get(name.rpartition(".")[2])
-    if separator is None:
+    if path.name.lower().removesuffix(".gz").rpartition(".")[2] not in ("csv", "tsv", "txt"):
         raise InputError(f"{path}: not a table of labels by its ending", remedy=remedy)
     if not path.is_file():
         raise InputError(f"{path}: no such file", remedy="check the path")
-    try:
-        table = pd.read_csv(
-            path, sep=separator, dtype={0: str}, keep_default_na=False, na_values=[""], low_memory=False
-        )
-    except (ValueError, OSError, EOFError, zlib.error) as why:
-        reason = (str(why).strip() or type(why).__name__).splitlines()[0]
-        raise InputError(f"{path}: cannot be read as a table ({reason})", remedy=remedy) from why
-    if table.shape[1] < 2 or not len(table):
-        raise InputError(f"{path}: holds {len(table):,} lines of {table.shape[1]} columns", remedy=remedy)
-    first = table.columns[0]
-    table = table.set_index(table[first].astype(str)).drop(columns=first)
-    table.columns = [str(column) for column in table.columns]
-    table.index.name = None
-    return table
+    table = open_table(path)
+    if len(table.fields) < 2 or not table.n:
+        raise InputError(f"{path}: holds {table.n:,} lines of {len(table.fields)} columns", remedy=remedy)
+    number = names_column(table.head(), table.fields, pd.Index(known), path) or 0
+    frame = table.frame(text=[number])
+    names = frame.pop(table.fields[number])
+    return frame.set_axis(names.astype(str).to_list())
