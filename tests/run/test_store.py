@@ -12,10 +12,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from run_helpers import N, run, same_scores, stamps, write_screen
+from sealing import rewrite
 
 from txeval.errors import InputError
 from txeval.run import merge, read_details, read_scores
-from txeval.run.files import write_document, write_json
+from txeval.run.files import write_json
 from txeval.run.rows import COLUMNS, score_frame
 from txeval.run.store import Store
 
@@ -48,14 +49,6 @@ def garble(path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[4:-8] = bytes(len(content) - 12)
     path.write_bytes(content)
-
-
-def rewrite(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Change a document, and give it a digest of its new content, as whoever makes a folder can."""
-    content = json.loads(path.read_text())
-    del content["sha256"]
-    change(content)
-    write_document(path, content)
 
 
 DAMAGES: dict[str, Callable[[Path], object]] = {

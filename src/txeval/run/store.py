@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
@@ -745,8 +746,11 @@ def read_scores(folder: Path | str) -> pd.DataFrame:
         ) from None
     frame = table_frame(path, seal)
     try:
-        return score_frame(frame)
-    except (ValueError, TypeError) as why:
+        scores = score_frame(frame)
+        for text in scores["left_out"].unique():
+            msgspec.json.decode(text or "{}", type=dict[str, int])
+        return scores
+    except (ValueError, TypeError, RecursionError) as why:
         raise unreadable(path, why) from None
 
 

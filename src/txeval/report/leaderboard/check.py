@@ -23,6 +23,7 @@ Verdict = Literal["ok", "remark", "fault"]
 #: Numbers of a stored cell and of the table may differ by the rounding of their text.
 _SAME = 1e-12
 _LONGEST_LABEL = 80
+_SHOWN = 10
 _AGAIN = "run the same command again"
 
 
@@ -87,7 +88,10 @@ def _whole(folder: Path, scores: pd.DataFrame, manifest: Mapping[str, Any]) -> I
     """Every file has the content that its digest says."""
     n, faults = Store(folder).verified()
     if faults:
-        yield Finding("fault", f"{len(faults)} files are not what was stored, first: {faults[0]}", _AGAIN)
+        for fault in faults[:_SHOWN]:
+            yield Finding("fault", f"not what was stored: {fault}", _AGAIN)
+        if len(faults) > _SHOWN:
+            yield Finding("fault", f"and {len(faults) - _SHOWN} more files", _AGAIN)
     else:
         yield Finding("ok", f"all {n:,} files are what was stored")
     views = ("scores.parquet", "scores.csv", "splits.parquet")
