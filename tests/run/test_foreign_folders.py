@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 from run_helpers import run
 from sealing import reseal, rewrite
@@ -198,9 +199,12 @@ def test_a_stored_embedding_is_no_way_to_read_another_file(place: Path) -> None:
 
 def test_a_table_that_would_not_fit_is_not_read(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What it declares counts: ten thousand million equal numbers take a few kilobytes in a file."""
-    monkeypatch.setattr("txeval.run.folder.memory_limit", lambda: Memory(2000, "a very small machine"))
+    scores = pd.concat([txeval.read_scores(place / "foreign")] * 20_000)
+    write_table(place / "foreign" / "scores.parquet", scores.assign(**dict.fromkeys(scores.columns, 1)))
+    reseal(place / "foreign")
+    monkeypatch.setattr("txeval.run.folder.memory_limit", lambda: Memory(2**26, "a very small machine"))
     with pytest.raises(
-        InputError, match=r"scores\.parquet declares 20 rows of 36 columns, which need .* GiB of memory"
+        InputError, match=r"scores\.parquet declares 400,000 rows of 36 columns, which need .* GiB of memory"
     ):
         txeval.read_scores(place / "foreign")
 
