@@ -53,7 +53,7 @@ _SMALL = 2**26
 hashing = hashlib.sha256
 
 _JSON_START, _YAML_START = b'{"sha256":"', b"# sha256: "
-_JSON_HEAD = re.compile(re.escape(_JSON_START) + rb'([0-9a-f]{64})",\s*')
+_JSON_HEAD = re.compile(re.escape(_JSON_START) + rb'([0-9a-f]{64})"(?:, )?')
 _YAML_HEAD = re.compile(re.escape(_YAML_START) + rb"([0-9a-f]{64})\n")
 
 #: Files whose content was found to be what their seal says, as they were then: (path, inode, size, time, digest).
@@ -137,7 +137,7 @@ def with_digest(content: bytes) -> bytes:
     """A JSON object or YAML text with the digest of all the rest at its head."""
     if content.startswith(b"{"):
         rest = content[1:].lstrip()
-        return _JSON_START + hashing(rest).hexdigest().encode() + b'", ' + rest
+        return _JSON_START + hashing(rest).hexdigest().encode() + (b'"' if rest == b"}" else b'", ') + rest
     return _YAML_START + hashing(content).hexdigest().encode() + b"\n" + content
 
 

@@ -552,11 +552,16 @@ class Store:
         """Take over the split and the samples of a plan of another folder, and where its embeddings are from."""
         for room, name in (("splits", record["split"]["digest"]), ("samples", record["screen"]["fingerprint"])):
             path, seal = (inside(store.folder, room, f"{name}.parquet") for store in (source, self))
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 source._verify_sealed(path)
+            except FileNotFoundError:
+                continue
+            except Damaged as why:
+                self.warn(f"{path} is damaged and left out: {why}")
+                continue
+            if not seal.with_suffix(".json").exists():
                 for ending in (".parquet", ".json"):
-                    if not seal.with_suffix(".json").exists():
-                        _copy(path.with_suffix(ending), seal.with_suffix(ending))
+                    _copy(path.with_suffix(ending), seal.with_suffix(ending))
         for key in (key for model in record["models"] for key in model["fingerprints"]):
             path = self._of_embedding(key, "json")
             about = source.embedding_about(key)
