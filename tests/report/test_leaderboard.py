@@ -20,7 +20,7 @@ import pytest
 import score_rows
 from hypothesis import given
 from hypothesis import strategies as st
-from sealing import reseal
+from sealing import reseal, rewrite
 
 from txeval.cli import main
 from txeval.data import simulate_screen
@@ -28,7 +28,7 @@ from txeval.errors import InputError
 from txeval.report.leaderboard import check_submission, make_boards, rank_scores, write_site
 from txeval.report.leaderboard.collect import Board, Source, public_source
 from txeval.report.summary import summary
-from txeval.run import NullProgress, build_config, execute, make_plan
+from txeval.run import NullProgress, Store, build_config, execute, make_plan
 
 # Ranks
 
@@ -271,7 +271,7 @@ def test_a_finished_run_can_be_submitted(finished: Path, capsys: pytest.CaptureF
     assert faults(finished) == []
     assert main(["leaderboard", "check", str(finished)]) == 0
     said = capsys.readouterr().out
-    assert "It can be submitted." in said
+    assert "It can be submitted: it is whole and consistent." in said
     assert "no level 2 (linear_probe)" in said and "the protocol has 5" in said
 
 
@@ -288,6 +288,28 @@ def test_a_changed_score_is_found(finished: Path, tmp_path: Path, capsys: pytest
     assert any("are not those of their cells" in fault for fault in faults(folder))
     assert main(["leaderboard", "check", str(folder), str(finished)]) == 1
     assert "cannot be submitted" in capsys.readouterr().out
+
+
+def test_scores_that_were_not_computed_so_are_found_by_computing_them_anew(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A changed score with all its digests made anew is consistent; only another computation tells."""
+    assert main(["leaderboard", "check", str(finished), "--recompute", "2"]) == 0
+    assert "drawn at random, have the same scores anew" in capsys.readouterr().out
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+
+    def change(cell: dict[str, Any]) -> None:
+        for row in cell["rows"]:
+            if row["value"] is not None:
+                row["value"] += 0.1
+
+    for path in (folder / "cells").glob("*.json"):
+        rewrite(path, change)
+    Store(folder).assemble()
+    assert faults(folder) == []
+    assert main(["leaderboard", "check", str(folder), "--recompute", "1"]) == 1
+    assert "FAULT  computed anew" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 from run_helpers import run
 from sealing import reseal, rewrite
 
@@ -272,3 +273,32 @@ def test_nothing_else_opens_files_of_a_results_folder() -> None:
     root = Path(txeval.__file__).parent
     modules = [path for part in ("run", "report", "cli") for path in (root / part).rglob("*.py")]
     assert {str(path.relative_to(root)) for path in modules if opens(path)} == {"run/folder.py", *OTHERS}
+
+
+# Commands
+
+
+def test_a_file_that_runs_a_command_is_shown_and_needs_trust(
+    screen_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Wherever the command stands: in the embedding itself, or in the one that it is built on."""
+    mark = tmp_path / "mark"
+    given = f"external@command='touch {mark} {{input}} {{output}}'"
+    configuration = tmp_path / "run.yaml"
+    roles = {"perturbation": "gene", "control": ["ctrl"], "batch": "lane"}
+    for embedding in (given, f'random@of="{given}"'):
+        content = {"screen": str(screen_file), "roles": roles, "embeddings": [f"X={embedding}"], "min_counts": 0}
+        content |= {"tasks": ["stub_size"], "post_processing": ["raw"], "seeds": 1, "out": str(tmp_path / "out")}
+        configuration.write_text(yaml.safe_dump(content))
+        assert main(["run", str(configuration), "--plain"]) == 2
+        said = " ".join(capsys.readouterr().err.split())
+        assert f"touch {mark}" in said and "--trust" in said
+        assert not mark.exists() and not (tmp_path / "out").exists()
+        main(["validate", str(configuration)])
+        assert "would run with your rights: the command touch" in " ".join(capsys.readouterr().err.split())
+        assert not mark.exists()
+        main(["run", str(configuration), "--plain", "--trust"])
+        assert "Runs with your rights: the command touch" in " ".join(capsys.readouterr().err.split())
+        assert mark.exists()
+        mark.unlink()
+        shutil.rmtree(tmp_path / "out")

@@ -12,7 +12,7 @@ from txeval.errors import InputError
 from txeval.run.assemble import Assembled
 from txeval.run.store import Record, Store, changes
 
-__all__ = ["merge"]
+__all__ = ["differing_scores", "merge"]
 
 #: Values of one cell that differ by more (absolutely, and relative to their size) are in conflict.
 TOLERANCE = 1e-9
@@ -163,12 +163,12 @@ def _cells(plans: Sequence[tuple[Store, Record]]) -> tuple[dict[str, Store], lis
             parts = [entry["model"], entry["post_processing"], entry["task"]]
             place = " / ".join(parts if entry["seed"] is None else [*parts, f"seed {entry['seed']}"])
             conflicts += [
-                f"{place}: {what} ({before.folder} against {source.folder})" for what in _differing(other, cell)
+                f"{place}: {what} ({before.folder} against {source.folder})" for what in differing_scores(other, cell)
             ]
     return {key: source for key, (source, _) in chosen.items()}, conflicts
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differing_scores(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Scores of a cell that are not equal in two folders."""
     sides = [{(row["metric"], row.get("subset", "")): row for row in cell["rows"]} for cell in (one, other)]
     found = []
