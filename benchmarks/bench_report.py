@@ -25,6 +25,9 @@ import pyarrow.parquet as pq
 
 from txeval.postprocess import POST_PROCESSINGS
 from txeval.report.html import write_report
+from txeval.run import Store
+from txeval.run.files import FORMAT, write_document, write_table
+from txeval.run.folder import seal_of
 from txeval.run.rows import score_frame
 from txeval.tasks.registry import list_tasks, metrics_of
 
@@ -37,7 +40,7 @@ LIMIT_MB, LIMIT_SECONDS = 15, 3
 
 def simulated(folder: Path, n: int, n_models: int, samples_each: int = 4, d: int = 32) -> None:
     """Write a results folder as `txeval run` leaves it: scores, details, samples, embeddings, manifest."""
-    rng = np.random.default_rng(0)
+    rng, store = np.random.default_rng(0), Store(folder)
     for name in ("details", "samples", "embeddings", "plans", "cells", "postprocessing"):
         (folder / name).mkdir(parents=True)
     models = ["random", *(f"model {i:02d}" for i in range(1, n_models))]
@@ -53,34 +56,43 @@ def simulated(folder: Path, n: int, n_models: int, samples_each: int = 4, d: int
     table["target_gene"] = np.append(labels, "").astype(object)[codes]
     table["batch"] = np.char.add("gem", rng.integers(0, BATCHES, len(codes)).astype(str)).astype(object)
     table["is_control"] = codes == n
-    table.astype({"perturbation": "category", "target_gene": "category", "batch": "category"}).to_parquet(
-        folder / "samples" / f"{screen}.parquet"
-    )
+    table = table.astype({"perturbation": "category", "target_gene": "category", "batch": "category"})
+    seal = write_table(store.samples_path(screen), table)
+    write_document(folder / "samples" / f"{screen}.json", {"file": seal})
     effect = rng.normal(size=(n + 1, d))
     for key in prints:
         noise = rng.normal(size=(len(codes), d))
-        np.save(folder / "embeddings" / f"{key}.npy", (effect[codes] @ rng.normal(size=(d, d)) + noise).astype("f4"))
+        values = (effect[codes] @ rng.normal(size=(d, d)) + noise).astype("f4")
+        store.save_embedding(key, values, {"shape": list(values.shape)})
     about = {
         "fingerprint": screen,
         "name": "simulated",
         "path": "simulated.h5ad",
         "n": len(codes),
         "n_file": len(codes),
+        "n_genes": 0,
+        "report": {},
+        "roles": {},
     }
+    plain = {"options": {}, "stochastic": False, "added": False, "dataset": "simulated", "provenance": []}
     manifest = {
-        "format": 1,
+        "format": FORMAT,
         "txeval_version": "simulated",
         "state": "complete",
         "screens": [about],
         "protocols": [{"name": "paper", "post_processing": {}}],
         "embeddings": [
-            {"label": m, "source": "pca", "shape": [len(codes), d], "content": k}
+            {"label": m, "source": "pca", "shape": [len(codes), d], "content": k, "fingerprints": [k], **plain}
             for m, k in zip(models, prints, strict=True)
         ],
-        "runs": [{"started": "2026-01-01", "command": ["txeval", "run", "simulated.h5ad"], "versions": {}}],
+        "runs": [{"started": "2026-01-01", "state": "finished", "command": ["txeval", "run"], "versions": {}}],
         "warnings": ["simulated data"],
+        "files": {
+            str(path.relative_to(folder)): seal_of(path)
+            for path in [folder / "scores.parquet", *(folder / "details").glob("*.parquet")]
+        },
     }
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+    write_document(folder / "manifest.json", manifest)
 
 
 def _scores(models: list[str], prints: list[str], screen: str, rng: np.random.Generator) -> pd.DataFrame:

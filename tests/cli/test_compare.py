@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import io
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import pytest
 
 from txeval.cli import main
@@ -203,28 +201,6 @@ def test_a_folder_against_itself_is_equal_everywhere(folder: Path) -> None:
     assert (frame["difference"] == 0).all()
     assert set(frame["verdict"]) == {"not told apart"}
     assert frame["note"].str.contains("equal on every unit").all()
-
-
-@pytest.fixture(scope="module")
-def old(folder: Path) -> Path:
-    """A folder as an earlier version wrote it: units without labels."""
-    shutil.copytree(folder / "results", folder / "old")
-    for path in (folder / "old" / "details").glob("*.units.parquet"):
-        table = pq.read_table(path)
-        pq.write_table(table.drop_columns(["label_a", "label_b"]), path)
-    return folder / "old"
-
-
-def test_an_old_folder_is_shown_and_says_why_nothing_can_be_compared(
-    old: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["show", str(old), "--plain"]) == 0
-    shown = capsys.readouterr().out
-    assert "an earlier version, which did not keep which unit contributed what" in " ".join(shown.split())
-    assert main(["compare", str(old), "--embeddings", "pca", "truth", "--format", "words"]) == 0
-    said = capsys.readouterr().out
-    assert said.count("cannot be compared: ") == len(said.splitlines())
-    assert "earlier version" in said
 
 
 def test_what_the_commands_print(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -20,6 +20,7 @@ import pytest
 import score_rows
 from hypothesis import given
 from hypothesis import strategies as st
+from sealing import reseal, rewrite
 
 from txeval.cli import main
 from txeval.data import simulate_screen
@@ -27,7 +28,7 @@ from txeval.errors import InputError
 from txeval.report.leaderboard import check_submission, make_boards, rank_scores, write_site
 from txeval.report.leaderboard.collect import Board, Source, public_source
 from txeval.report.summary import summary
-from txeval.run import NullProgress, build_config, execute, make_plan
+from txeval.run import NullProgress, Store, build_config, execute, make_plan
 
 # Ranks
 
@@ -255,6 +256,13 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "out"
 
 
+def flip(path: Path) -> None:
+    """Change one bit of the last byte but ten."""
+    content = bytearray(path.read_bytes())
+    content[-10] ^= 1
+    path.write_bytes(content)
+
+
 def faults(folder: Path) -> list[str]:
     return [finding.what for finding in check_submission(folder) if finding.verdict == "fault"]
 
@@ -263,7 +271,7 @@ def test_a_finished_run_can_be_submitted(finished: Path, capsys: pytest.CaptureF
     assert faults(finished) == []
     assert main(["leaderboard", "check", str(finished)]) == 0
     said = capsys.readouterr().out
-    assert "It can be submitted." in said
+    assert "It can be submitted: it is whole and consistent." in said
     assert "no level 2 (linear_probe)" in said and "the protocol has 5" in said
 
 
@@ -274,16 +282,43 @@ def test_a_changed_score_is_found(finished: Path, tmp_path: Path, capsys: pytest
     place = scores.index[(scores["status"] == "ok") & ~scores["derived"]][0]
     scores.loc[place, "value"] += 0.01
     scores.to_parquet(folder / "scores.parquet")
+    with pytest.raises(InputError, match=r"scores\.parquet is damaged"):
+        check_submission(folder)
+    reseal(folder)
     assert any("are not those of their cells" in fault for fault in faults(folder))
     assert main(["leaderboard", "check", str(folder), str(finished)]) == 1
     assert "cannot be submitted" in capsys.readouterr().out
+
+
+def test_scores_that_were_not_computed_so_are_found_by_computing_them_anew(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A changed score with all its digests made anew is consistent; only another computation tells."""
+    assert main(["leaderboard", "check", str(finished), "--recompute", "2"]) == 0
+    assert "drawn at random, have the same scores anew" in capsys.readouterr().out
+    folder = tmp_path / "copy"
+    shutil.copytree(finished, folder)
+
+    def change(cell: dict[str, Any]) -> None:
+        for row in cell["rows"]:
+            if row["value"] is not None:
+                row["value"] += 0.1
+
+    for path in (folder / "cells").glob("*.json"):
+        rewrite(path, change)
+    Store(folder).assemble()
+    assert faults(folder) == []
+    assert main(["leaderboard", "check", str(folder), "--recompute", "1"]) == 1
+    assert "FAULT  computed anew" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("harm", "said"),
     [
         (lambda f: next((f / "cells").glob("*.json")).unlink(), "missing or damaged"),
-        (lambda f: (f / "splits.parquet").write_bytes(b"no"), "splits.parquet cannot be read"),
+        (lambda f: (f / "splits.parquet").write_bytes(b"no"), "splits.parquet: it has 2 bytes"),
+        (lambda f: flip(next((f / "embeddings").glob("*.npy"))), "its content is not what its digest says"),
+        (lambda f: flip(f / "run.yaml"), "its content is not what its digest says"),
     ],
 )
 def test_a_folder_that_is_not_whole_is_found(finished: Path, tmp_path: Path, harm: Any, said: str) -> None:
@@ -298,9 +333,11 @@ def test_no_baseline_and_unequal_choice_are_found(finished: Path, tmp_path: Path
     shutil.copytree(finished, folder)
     scores = pd.read_parquet(folder / "scores.parquet")
     scores[scores["model"] != "random"].to_parquet(folder / "scores.parquet")
+    reseal(folder)
     assert any("no random baseline" in fault for fault in faults(folder))
     more = scores[scores["model"] == "truth"].assign(post_processing="tvn")
     pd.concat([scores, more]).to_parquet(folder / "scores.parquet")
+    reseal(folder)
     assert any("more to choose from" in fault for fault in faults(folder))
 
 

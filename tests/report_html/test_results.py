@@ -13,15 +13,17 @@ from score_rows import row, screen_scores
 import txeval
 from txeval.errors import InputError
 from txeval.report import aggregate
-from txeval.run.files import FORMAT, write_json
+from txeval.run.files import FORMAT, write_document, write_table
 from txeval.run.rows import score_frame
 
 
 def folder_of(path: Path, scores: pd.DataFrame) -> Path:
     """A results folder of given scores, without details."""
     path.mkdir()
-    write_json(path / "manifest.json", {"format": FORMAT})
-    scores.to_parquet(path / "scores.parquet")
+    seal = write_table(path / "scores.parquet", scores)
+    protocols = [{"name": name} for name in scores["protocol"].unique()]
+    about = {"format": FORMAT, "txeval_version": "1", "protocols": protocols, "files": {"scores.parquet": seal}}
+    write_document(path / "manifest.json", about)
     return path
 
 

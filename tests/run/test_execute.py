@@ -106,7 +106,7 @@ def test_splits_and_manifest(done: Path) -> None:
     assert split["sample"].iloc[7] == "cell_7"
     assert set(split["split"]) == set(read_scores(done)["split"])
     manifest = json.loads((done / "manifest.json").read_text())
-    assert manifest["format"] == 1
+    assert manifest["format"] == 2
     assert manifest["state"] == "complete"
     assert manifest["protocols"][0]["tasks"]["knn"]["k"] == 251
     assert manifest["splits"][0]["parts"]["test"]["samples"] == int(split["test"].sum())
@@ -137,7 +137,7 @@ def test_embeddings_are_kept_once(done: Path, screen_file: Path) -> None:
     assert len(baseline) == 2
     # A shuffled embedding is the numbers of its rows, not a copy of them.
     for job in baseline:
-        assert (done / "embeddings" / f"{job.key}.npz").is_file()
+        assert (done / "embeddings" / f"{job.key}.index.npy").is_file()
         assert not (done / "embeddings" / f"{job.key}.npy").exists()
     shuffled = [take_rows(store.load_embedding(job.key, N)) for job in baseline]
     assert shuffled[0].dtype == np.float32

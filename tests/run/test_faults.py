@@ -134,8 +134,8 @@ def test_a_folder_of_another_format(
 ) -> None:
     out = Path(shutil.copytree(undisturbed, tmp_path / "out"))
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
-    monkeypatch.setattr("txeval.run.store.FORMAT", 2)
-    with pytest.raises(InputError, match=r"was written by txeval .* in format 1; txeval .* writes format 2") as why:
+    monkeypatch.setattr("txeval.run.store.FORMAT", 3)
+    with pytest.raises(InputError, match=r"was written by txeval .* in format 2; txeval .* writes format 3") as why:
         run(screen_file, out)
     assert "another folder" in why.value.remedy
     assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == before

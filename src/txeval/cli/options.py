@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,18 @@ from txeval.errors import InputError
 
 if TYPE_CHECKING:
     from txeval.data.roles import Roles
+    from txeval.embed.base import EmbeddingSpec
     from txeval.run.config import RunConfig
 
-__all__ = ["add_run_options", "add_screen_options", "config_from", "counts", "roles_from"]
+__all__ = [
+    "add_run_options",
+    "add_screen_options",
+    "commands_of",
+    "config_from",
+    "counts",
+    "refuse_foreign",
+    "roles_from",
+]
 
 SCALES = ("counts", "normalized", "log1p", "continuous")
 OVERWRITE = ("never", "missing", "always")
@@ -158,6 +168,11 @@ def add_run_options(parser: Parser) -> None:
         help="missing (default): compute what the folder lacks; always: everything again; "
         "never: refuse a folder that holds scores",
     )
+    how.add_argument(
+        "--trust",
+        action="store_true",
+        help="run the commands, and use the cluster, that a YAML file or a protocol names and these arguments do not",
+    )
     how.add_argument("--plain", action="store_true", help="plain lines instead of a progress bar")
 
 
@@ -287,4 +302,48 @@ def config_from(args: argparse.Namespace, *, for_run: bool) -> RunConfig:
     config = load_config(Path(args.screen) if is_yaml else None, given)
     if for_run and config.out is None:
         config = load_config(Path(args.screen), {**given, "out": DEFAULT_OUT})
+    _show_commands(args, config, for_run=for_run)
     return config
+
+
+def _show_commands(args: argparse.Namespace, config: RunConfig, *, for_run: bool) -> None:
+    """Say which commands a run would start; InputError where somebody else may have written them."""
+    from rich.text import Text
+
+    from txeval.cli.base import output_console
+    from txeval.embed.spec import parse_spec
+    from txeval.text import clean
+
+    asked = {
+        what for text in [*(args.embedding or ()), *(args.baselines or ())] for what in commands_of(parse_spec(text))
+    }
+    found = [f"the command {what}" for spec in config.chosen_embeddings for what in commands_of(spec)]
+    foreign = [what for what in found if what.removeprefix("the command ") not in asked]
+    places = [name for name in ("cluster", "scheduler") if getattr(args, name) is None]
+    foreign += [f"{name} {value}" for name in places if (value := getattr(config, name)) is not None]
+    console = output_console(stderr=True)
+    for what in dict.fromkeys([*found, *foreign]):
+        said = "Runs with your rights" if for_run else "txeval run would run with your rights"
+        console.print(Text(clean(f"{said}: {what}"), overflow="fold"))
+    if for_run and not args.trust:
+        refuse_foreign(foreign)
+
+
+def refuse_foreign(commands: Sequence[str]) -> None:
+    """Raise InputError where a file that somebody else may have written names what a run would start."""
+    if commands:
+        raise InputError(
+            f"a file names what runs with your rights: {'; '.join(dict.fromkeys(commands))}",
+            remedy="read it; where you would type it yourself, add --trust",
+        )
+
+
+def commands_of(spec: EmbeddingSpec) -> Iterator[str]:
+    """Commands of other programs that an embedding runs, and those of the embedding that it is built on."""
+    from txeval.embed.spec import parse_spec
+
+    if spec.source == "external":
+        yield str(spec.options.get("command", ""))
+        return
+    if "of" in spec.options:
+        yield from commands_of(parse_spec(str(spec.options["of"])))

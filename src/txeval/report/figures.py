@@ -631,15 +631,15 @@ def list_figures(folder: Path) -> dict[str, altair.TopLevelMixin]:
     InputError
         The folder holds no results, or the libraries are not installed.
     """
-    from txeval.run import read_details
-    from txeval.run.files import read_json
+    from txeval.run import Store, read_details
 
     _altair()
     results = ResultsFolder.open(folder)
     scores = results.scores
     if scores.empty:
         raise InputError(f"{folder} holds no scores", remedy="run `txeval run` with this folder as --out")
-    manifest = read_json(folder / "manifest.json") or {}
+    store = Store(folder)
+    manifest, there = store.manifest(), store.details()
     figures = {"summary": summary_figure(scores, results)}
     info = catalogue(scores)
     good = scores[scores["status"] == "ok"]
@@ -649,7 +649,7 @@ def list_figures(folder: Path) -> dict[str, altair.TopLevelMixin]:
             level = next(entry.level for entry in info.values() if entry.task == task)
             figures[f"level{level}-{_safe(task)}"] = level_figure(scores, task)
     for task, (table, column, title) in _DISTRIBUTIONS.items():
-        if (folder / "details" / f"{task}.{table}.parquet").is_file():
+        if (task, table) in there:
             details = read_details(folder, task, table)
             if column in details and details[column].notna().any():
                 figures[f"perturbations-{_safe(task)}"] = distribution_figure(details, column, title)

@@ -14,7 +14,6 @@ from txeval.compute.arrays import F64, Bools
 from txeval.data.truth import Truth
 from txeval.errors import InputError
 from txeval.report.layout import Cell, Column, Grid, Row, number
-from txeval.run.files import read_json
 from txeval.run.store import Store, read_details
 
 __all__ = ["MEASURES", "find_truth", "recovery", "recovery_grid"]
@@ -42,12 +41,7 @@ def find_truth(results: Path | str) -> Path:
         It is about several screens, or about none that was simulated.
     """
     folder = Path(results)
-    Store(folder).check(needed=True)
-    try:
-        manifest = read_json(folder / "manifest.json") or {}
-    except ValueError:
-        manifest = {}
-    paths = sorted({str(screen.get("path", "")) for screen in manifest.get("screens", [])})
+    paths = sorted({str(screen["path"]) for screen in Store(folder).manifest().get("screens", [])})
     if len(paths) != 1:
         raise InputError(
             f"{folder} is about {len(paths)} screens", remedy="name the simulated one: --truth SCREEN.h5ad"

@@ -8,18 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import pyarrow.parquet as pq
 
 from txeval.compute.intervals import Units
 from txeval.errors import NotComputable
 from txeval.report.contributions import Place
 from txeval.report.tables import mark_untrained
+from txeval.run.store import Store
 from txeval.tasks.registry import list_tasks, metrics_of
 
 __all__ = ["ResultsFolder"]
-
-_TEXTS = ["dataset", "protocol", "model", "post_processing", "metric", "subset"]
-_TEXTS += ["factor_a", "factor_b", "label_a", "label_b"]
 
 
 class ResultsFolder:
@@ -147,23 +144,15 @@ class ResultsFolder:
         return found
 
     def _read(self, task: str, metric: str) -> dict[Place, dict[int, Units]]:
-        path = self.folder / "details" / f"{task}.units.parquet"
-        if not path.is_file():
-            raise NotComputable(f"the folder holds no contributions of units for {task}")
         try:
-            names = pq.read_schema(path).names
-            if any(name not in names for name in _TEXTS):
-                raise NotComputable(
-                    "the folder was written by an earlier version, which did not keep which unit contributed what: "
-                    "run its command again"
-                )
-            frame = pq.read_table(path, filters=[("metric", "==", metric)], read_dictionary=_TEXTS).to_pandas()
-        except (OSError, ValueError) as why:
-            raise NotComputable(f"{path.name} cannot be read: {str(why).splitlines()[0]}") from None
+            frame = Store(self.folder).read_units(task, metric)
+        except FileNotFoundError:
+            raise NotComputable(f"the folder holds no contributions of units for {task}") from None
         made: dict[Place, dict[int, Units]] = {}
         frame["seed"] = frame["seed"].fillna(-1).astype("int64")
         keys = ["dataset", "protocol", "subset", "model", "post_processing", "seed"]
-        for (dataset, protocol, subset, model, post, seed), part in frame.groupby(keys, observed=True, sort=False):
+        for key, part in frame.groupby(keys, observed=True, sort=False):
+            dataset, protocol, subset, model, post, seed = map(str, key)
             place = Place(dataset, protocol, task, metric, subset, model, post)
             made.setdefault(place, {})[int(seed)] = Units.from_frame(part)
         return made

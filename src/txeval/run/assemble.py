@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
@@ -17,8 +18,10 @@ from txeval._version import __version__
 from txeval.compute.arrays import Bools
 from txeval.errors import InputError
 from txeval.postprocess import POST_PROCESSINGS
-from txeval.run.files import FORMAT, storing, write_atomically, write_json, write_table
+from txeval.run.files import FORMAT, storing, write_document, write_sealed, write_table
+from txeval.run.folder import Damaged, inside
 from txeval.run.rows import COLUMNS, DESCRIPTIONS, canonical_json, score_frame
+from txeval.run.schemas import Seal
 from txeval.tasks.base import Metric
 from txeval.tasks.registry import get_task, metrics_of
 from txeval.text import csv_text
@@ -111,13 +114,12 @@ def assemble(store: Store) -> Assembled:
             rows += [_failed_row(entry, names, metric, PENDING) for metric in _expected(entry)]
     frame = score_frame(rows)
     scores = _ordered(_with_derived(frame, entries, store.warn), entries)
-    _write_details(store, shown, cells, names)
-    _write_splits(store, records, names)
-    manifest = _manifest(store, records, shown, cells, pending)
-    write_table(store.folder / "scores.parquet", scores)
+    files = {**_write_details(store, shown, cells, names), **_write_splits(store, records, names)}
+    files["scores.parquet"] = write_table(store.folder / "scores.parquet", scores)
     text = csv_text(scores)
-    write_atomically(store.folder / "scores.csv", lambda handle: _write(handle, text.encode("utf-8")))
-    write_json(store.folder / "manifest.json", manifest, indent=1)
+    files["scores.csv"] = write_sealed(store.folder / "scores.csv", lambda handle: _write(handle, text.encode("utf-8")))
+    manifest = {**_manifest(store, records, shown, cells, pending), "files": files}
+    write_document(store.folder / "manifest.json", manifest, indent=1)
     return Assembled(scores, manifest, len(pending), list(store.warnings))
 
 
@@ -329,8 +331,8 @@ def _ordered(scores: pd.DataFrame, entries: Iterable[Entry]) -> pd.DataFrame:
 # Tables that may be too large for memory: streamed, one cell at a time
 
 
-def stack(path: Path, parts: Iterable[tuple[Mapping[str, Any], Callable[[], pa.Table]]], schema: pa.Schema) -> None:
-    """Write tables below each other into one parquet file, with constant columns in front of each."""
+def stack(path: Path, parts: Iterable[tuple[Mapping[str, Any], Callable[[], pa.Table]]], schema: pa.Schema) -> Seal:
+    """Write tables below each other into one parquet file, with constant columns in front; give its size and digest."""
 
     def write(handle: IO[bytes]) -> None:
         with pq.ParquetWriter(handle, schema) as writer:
@@ -347,7 +349,7 @@ def stack(path: Path, parts: Iterable[tuple[Mapping[str, Any], Callable[[], pa.T
                     columns.append(column)
                 writer.write_table(pa.Table.from_arrays(columns, schema=schema))
 
-    write_atomically(path, write)
+    return write_sealed(path, write)
 
 
 def plain_types(table: pa.Table) -> pa.Table:
@@ -384,42 +386,34 @@ def unified(schemas: Iterable[pa.Schema], front: Mapping[str, pa.DataType]) -> p
 
 def _write_details(
     store: Store, entries: Iterable[Entry], cells: Mapping[str, Mapping[str, Any] | None], names: Mapping[str, str]
-) -> None:
+) -> dict[str, Seal]:
     wanted: dict[tuple[str, str], list[Entry]] = {}
     for entry in _by_place(entries):
-        cell = cells[entry.key]
-        for table in (cell or {}).get("tables", {}):
+        for table in (cells[entry.key] or {}).get("tables", {}):
             wanted.setdefault((entry.task, table), []).append(entry)
     folder = store.folder / "details"
     with storing(folder):
         folder.mkdir(exist_ok=True)
     front = {name: pa.int64() if name == "seed" else pa.string() for name in DETAIL_KEYS}
+    made = {}
     for (task, table), users in wanted.items():
-        schemas: dict[str, pa.Schema] = {}
-        for entry in users:
-            if entry.key in schemas:
-                continue
-            try:
-                # The whole table, not its footer alone: damage must show before the view is written.
-                schemas[entry.key] = pa.Table.from_pandas(store.load_table(entry.key, table)).schema
-            except ValueError as why:
-                store.warn(
-                    f"the table {table} of a stored cell ({entry.model}, {entry.post_processing}, {task}) is damaged "
-                    f"and left out; the next run computes the cell again: {why}"
-                )
-                store.forget_cell(entry.key)
-        readable = [entry for entry in users if entry.key in schemas]
-        if readable:
-            stack(
-                folder / f"{task}.{table}.parquet",
-                _detail_parts(store, readable, table, names),
-                unified((schemas[entry.key] for entry in readable), front),
-            )
-    made = {f"{task}.{table}.parquet" for task, table in wanted}
+
+        def read(entry: Entry, table: str = table) -> pa.Table:
+            cell = cells[entry.key]
+            assert cell is not None  # only those that are there have tables
+            return pa.Table.from_pandas(store.load_table(cell, table), preserve_index=False)
+
+        schemas = {entry.key: read(entry).schema for entry in {entry.key: entry for entry in users}.values()}
+        parts = (
+            ({name: _identity(entry, names)[name] for name in DETAIL_KEYS}, partial(read, entry)) for entry in users
+        )
+        path = inside(store.folder, "details", f"{task}.{table}.parquet")
+        made[f"details/{path.name}"] = stack(path, parts, unified(schemas.values(), front))
     for path in folder.glob("*.parquet"):
-        if path.name not in made:
+        if f"details/{path.name}" not in made:
             with contextlib.suppress(OSError):
                 path.unlink()
+    return made
 
 
 def _by_place(entries: Iterable[Entry]) -> list[Entry]:
@@ -433,34 +427,27 @@ def _by_place(entries: Iterable[Entry]) -> list[Entry]:
     )
 
 
-def _detail_parts(
-    store: Store, entries: Iterable[Entry], table: str, names: Mapping[str, str]
-) -> Iterator[tuple[dict[str, Any], Callable[[], pa.Table]]]:
-    for entry in entries:
-        constants = {name: _identity(entry, names)[name] for name in DETAIL_KEYS}
-
-        def read(key: str = entry.key) -> pa.Table:
-            return pa.Table.from_pandas(store.load_table(key, table), preserve_index=False)
-
-        yield constants, read
-
-
-def _write_splits(store: Store, records: Iterable[Record], names: Mapping[str, str]) -> None:
-    found: dict[str, tuple[dict[str, Any], Path]] = {}
+def _write_splits(store: Store, records: Iterable[Record], names: Mapping[str, str]) -> dict[str, Seal]:
+    found: dict[str, tuple[dict[str, Any], Callable[[], pa.Table]]] = {}
+    schemas = []
     for record in records:
-        path = store.folder / "splits" / f"{record['split']['digest']}.parquet"
-        dataset = names[record["screen"]["fingerprint"]]
-        if path.is_file():
-            found[f"{record['split']['id']} {dataset}"] = ({"dataset": dataset, "split": record["split"]["id"]}, path)
-        else:
-            store.warn(f"{path} is missing: splits.parquet lacks it; run the command again to have it back")
+        split, dataset = record["split"], names[record["screen"]["fingerprint"]]
+
+        def read(digest: str = split["digest"]) -> pa.Table:
+            return pa.Table.from_pandas(store.load_split(digest), preserve_index=False)
+
+        try:
+            schemas.append(read().schema)
+        except (FileNotFoundError, Damaged) as why:
+            what = "is missing" if isinstance(why, FileNotFoundError) else f"is damaged ({why})"
+            path = store.split_path(split["digest"])
+            store.warn(f"{path} {what}: splits.parquet lacks it; run the command again to have it back")
+            continue
+        found[f"{split['id']} {dataset}"] = ({"dataset": dataset, "split": split["id"]}, read)
     if not found:
-        return
-    schema = unified(
-        (pq.read_schema(path) for _, path in found.values()), {"dataset": pa.string(), "split": pa.string()}
-    )
-    parts = [(constants, lambda path=path: pq.read_table(path)) for constants, path in found.values()]
-    stack(store.folder / "splits.parquet", parts, schema)
+        return {}
+    schema = unified(schemas, {"dataset": pa.string(), "split": pa.string()})
+    return {"splits.parquet": stack(store.folder / "splits.parquet", found.values(), schema)}
 
 
 def _manifest(

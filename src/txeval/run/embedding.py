@@ -23,7 +23,8 @@ from txeval.embed.base import Embedding, EmbeddingContext, EmbeddingSpec
 from txeval.errors import InputError, NotComputable
 from txeval.protocol import Protocol
 from txeval.run.execution import environment
-from txeval.run.files import folder_lock, now, read_json, storing, write_atomically, write_json, write_rows
+from txeval.run.files import folder_lock, now, storing, write_atomically, write_json, write_rows
+from txeval.run.folder import read_json
 from txeval.run.plan import screen_record, split_screen
 from txeval.run.worker import PeakMemory, single_threaded
 

@@ -122,7 +122,7 @@ class _Run:
             self.store.check_fits(self.plan)
             todo, reused, seconds = self._todo()
             record = self._record()
-            self.store.save_split(self.plan.split_digest, self.plan.split_table())
+            self.store.save_split(self.plan.split_digest, self.plan.split_table)
             self.store.save_samples(self.plan.screen.fingerprint, self.plan.screen.samples)
             self.store.write_repeat(self.plan)
             self.store.save_plan(record)
@@ -209,8 +209,8 @@ class _Run:
 
     def _widths(self, cells: Sequence[Cell]) -> dict[str, int]:
         """Columns of the embeddings that are there."""
-        found = {key: self.store.load_embedding(key, self.plan.screen.n) for key in {c.embedding.key for c in cells}}
-        return {key: int(values.shape[1]) for key, values in found.items() if values is not None}
+        found = {key: self.store.embedding_about(key).get("shape") for key in {c.embedding.key for c in cells}}
+        return {key: int(shape[1]) for key, shape in found.items() if shape is not None}
 
     def _embedding_jobs(self, todo: Sequence[Cell]) -> list[EmbeddingJob]:
         """Embeddings that the cells need and the store lacks; deterministic ones first, as others build on them."""

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: atomic writes, and a lock on a results folder."""
+"""Files that are whole or not there: atomic writes with their digests, and a lock on a results folder."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ from numpy.lib import format as npy_format
 
 from txeval.compute.arrays import Rows, row_blocks, take_rows
 from txeval.errors import InputError
+from txeval.run.folder import hashing, read_json, with_digest
 from txeval.run.rows import plain
+from txeval.run.schemas import Seal
 
 try:
     import fcntl
@@ -35,15 +37,16 @@ __all__ = [
     "StorageError",
     "folder_lock",
     "now",
-    "read_json",
     "write_atomically",
+    "write_document",
     "write_json",
     "write_rows",
+    "write_sealed",
     "write_table",
 ]
 
 #: Version of the layout of a results folder.
-FORMAT = 1
+FORMAT = 2
 
 #: How often the holder of a lock shows that it is alive, and for how many seconds it may be silent. Other machines go
 #: by that, and by their own monotonic clocks: neither the clock of the file server nor a clock that jumps matters.
@@ -127,22 +130,68 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
 def write_json(path: Path, data: Any, *, indent: int | None = None) -> None:
     """Write plain data atomically; NaN and infinities become null."""
+    write_atomically(path, lambda handle: _send(handle, _as_json(data, indent)))
+
+
+def write_document(path: Path, data: Any, *, indent: int | None = None) -> None:
+    """Write plain data, or a YAML text, with the digest of its content at its head; `read_document` reads it."""
+    content = data.encode() if isinstance(data, str) else _as_json(data, indent)
+    write_atomically(path, lambda handle: _send(handle, with_digest(content)))
+
+
+def _as_json(data: Any, indent: int | None) -> bytes:
     text = json.dumps(plain(data), indent=indent, ensure_ascii=False, allow_nan=False)
-    write_atomically(path, lambda handle: _send(handle, text.encode("utf-8", errors="backslashreplace")))
+    return text.encode("utf-8", errors="backslashreplace")
 
 
-def write_table(path: Path, table: pd.DataFrame) -> int:
-    """Write a table as parquet, atomically, and return the number of bytes."""
+class _Sealing(io.RawIOBase):
+    """An open file that keeps the digest of what is written to it."""
+
+    def __init__(self, handle: IO[bytes]) -> None:
+        self._handle = handle
+        self._hash = hashing()
+        self._size = 0
+
+    def writable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._size
+
+    def write(self, content: Any, /) -> int:
+        done = self._handle.write(content)
+        self._hash.update(memoryview(content).cast("B")[:done])
+        self._size += done
+        return done
+
+    @property
+    def seal(self) -> Seal:
+        return {"size": self._size, "sha256": self._hash.hexdigest()}
+
+
+def write_sealed(path: Path, write: Callable[[IO[bytes]], None]) -> Seal:
+    """Write a file atomically, from its beginning to its end, and give its size and digest."""
+    seals: list[Seal] = []
+
+    def sealing(handle: IO[bytes]) -> None:
+        own: Any = _Sealing(handle)
+        write(own)
+        seals.append(own.seal)
+
+    write_atomically(path, sealing)
+    return seals[-1]
+
+
+def write_table(path: Path, table: pd.DataFrame) -> Seal:
+    """Write a table as parquet, atomically, and give its size and digest."""
     # Through memory, so that errors of the disk come from the system and not from the parquet library.
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False)
-    content = buffer.getbuffer()
-    write_atomically(path, lambda handle: _send(handle, content))
-    return len(content)
+    return write_sealed(path, lambda handle: _send(handle, buffer.getbuffer()))
 
 
-def write_rows(path: Path, values: Rows, max_elements: int | None = None) -> None:
-    """Write a matrix as a float32 .npy file, atomically, by blocks of rows."""
+def write_rows(path: Path, values: Rows, max_elements: int | None = None) -> Seal:
+    """Write a matrix as a float32 .npy file, atomically, by blocks of rows, and give its size and digest."""
     n, d = (int(size) for size in values.shape)
 
     def write(handle: IO[bytes]) -> None:
@@ -151,7 +200,7 @@ def write_rows(path: Path, values: Rows, max_elements: int | None = None) -> Non
         for rows in row_blocks(n, d, max_elements):
             _send(handle, take_rows(values, rows).data)
 
-    write_atomically(path, write)
+    return write_sealed(path, write)
 
 
 def _send(handle: IO[bytes], content: Any) -> None:
@@ -159,16 +208,6 @@ def _send(handle: IO[bytes], content: Any) -> None:
     view = memoryview(content).cast("B") if memoryview(content).nbytes else memoryview(b"")
     while len(view):
         view = view[handle.write(view) :]
-
-
-def read_json(path: Path) -> Any:
-    """Read plain data; None where there is no file; ValueError where it is no JSON."""
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except OSError as why:
-        raise ValueError(f"cannot be read: {why.strerror}") from None
 
 
 def remove_temporary(folder: Path, *, locks: bool = False) -> None:
@@ -222,7 +261,8 @@ def _take(path: Path, wait: bool) -> tuple[int, dict[str, Any]]:
     """Open and lock a file, and write into it who holds it; give its descriptor and that mark."""
     while True:
         with storing(path):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+            # A link would be followed, and what it leads to overwritten.
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
         try:
             owner = None
             held = _system_lock(descriptor)
@@ -328,8 +368,8 @@ _beater = _Beater()
 
 def _owner(path: Path) -> dict[str, Any] | None:
     try:
-        found = json.loads(path.read_text(encoding="utf-8") or "null")
-    except (OSError, ValueError):
+        found = read_json(path)
+    except ValueError:
         return None
     return found if isinstance(found, dict) else None
 
@@ -345,7 +385,8 @@ def _alive(owner: dict[str, Any], path: Path, held: bool) -> bool:
     if owner.get("host") == platform.node():
         if held and owner.get("flock"):
             return False
-        return isinstance(owner.get("pid"), int) and psutil.pid_exists(owner["pid"])
+        pid = owner.get("pid")
+        return isinstance(pid, int) and 0 < pid < 2**31 and psutil.pid_exists(pid)
     deadline = time.monotonic() + SILENT_AFTER
     while time.monotonic() < deadline:
         time.sleep(min(0.5, SILENT_AFTER / 10))

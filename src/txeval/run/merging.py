@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ from typing import Any
 from txeval.destination import check_destination
 from txeval.errors import InputError
 from txeval.run.assemble import Assembled
-from txeval.run.files import storing, write_atomically
 from txeval.run.store import Record, Store, changes
 
-__all__ = ["merge"]
+__all__ = ["differing_scores", "merge"]
 
 #: Values of one cell that differ by more (absolutely, and relative to their size) are in conflict.
 TOLERANCE = 1e-9
@@ -58,7 +56,7 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Assembled:
         seen.add(source.folder.resolve())
     if target.folder.resolve() in seen and sources[0] is not target:
         raise InputError(f"{out} is one of the folders to merge", remedy="give a new folder")
-    plans = [(source, record) for source in sources for record in source.plans()]
+    plans = [(source, record) for source in sources for record in source.plans(strict=True)]
     conflicts = [*_name_conflicts(plans), *_label_conflicts(plans)]
     cells, differing = _cells(plans)
     conflicts += differing
@@ -73,10 +71,11 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Assembled:
     with target.lock():
         for key, source in cells.items():
             if source is not target:
-                _copy_cell(source, target, key)
+                target.copy_cell(source, key)
         for source, record in plans:
             if source is not target:
-                _copy_rest(source, target, record)
+                target.copy_sources(source, record)
+                target.write_protocol(record["protocol"], record["protocol_digest"])
         for _, record in plans:
             target.add_plan(record)
         for source in sources:
@@ -164,12 +163,12 @@ def _cells(plans: Sequence[tuple[Store, Record]]) -> tuple[dict[str, Store], lis
             parts = [entry["model"], entry["post_processing"], entry["task"]]
             place = " / ".join(parts if entry["seed"] is None else [*parts, f"seed {entry['seed']}"])
             conflicts += [
-                f"{place}: {what} ({before.folder} against {source.folder})" for what in _differing(other, cell)
+                f"{place}: {what} ({before.folder} against {source.folder})" for what in differing_scores(other, cell)
             ]
     return {key: source for key, (source, _) in chosen.items()}, conflicts
 
 
-def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
+def differing_scores(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
     """Scores of a cell that are not equal in two folders."""
     sides = [{(row["metric"], row.get("subset", "")): row for row in cell["rows"]} for cell in (one, other)]
     found = []
@@ -181,29 +180,3 @@ def _differing(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
         elif values[0] is not None and not math.isclose(*values, rel_tol=TOLERANCE, abs_tol=TOLERANCE):
             found.append(f"{text} is {values[0]!r} and {values[1]!r}")
     return found
-
-
-def _copy_cell(source: Store, target: Store, key: str) -> None:
-    """Copy a cell, its tables first."""
-    cell = source.load_cell(key)
-    if cell is None:
-        return
-    for table in cell["tables"]:
-        _copy(source.folder / "cells" / f"{key}.{table}.parquet", target.folder / "cells" / f"{key}.{table}.parquet")
-    _copy(source.cell_path(key), target.cell_path(key))
-
-
-def _copy_rest(source: Store, target: Store, record: Record) -> None:
-    """Copy the split and the samples of a plan, its protocol, and where its embeddings are from."""
-    wanted = [Path("splits") / f"{record['split']['digest']}.parquet"]
-    wanted.append(Path("samples") / f"{record['screen']['fingerprint']}.parquet")
-    wanted += [Path("embeddings") / f"{key}.json" for model in record["models"] for key in model["fingerprints"]]
-    wanted += [path.relative_to(source.folder) for path in (source.folder / "protocols").glob("*.yaml")]
-    for path in wanted:
-        if (source.folder / path).is_file():
-            _copy(source.folder / path, target.folder / path)
-
-
-def _copy(source: Path, target: Path) -> None:
-    with storing(target), source.open("rb") as content:
-        write_atomically(target, lambda handle: shutil.copyfileobj(content, handle))

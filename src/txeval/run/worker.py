@@ -21,7 +21,6 @@ from typing import Any
 import numba
 import numpy as np
 import pandas as pd
-import pyarrow.parquet as pq
 import threadpoolctl
 import torch
 
@@ -249,8 +248,7 @@ class Worker:
     def splits(self) -> dict[str, Ints]:
         """Row numbers of each split."""
         if self._splits is None:
-            path = self.store.folder / "splits" / f"{self.setup.split_digest}.parquet"
-            table = pq.read_table(path).to_pandas()
+            table = self.store.load_split(self.setup.split_digest)
             self._splits = {name: np.flatnonzero(table[name]) for name in ("train", "test", "heldout")}
         return self._splits
 
@@ -270,10 +268,10 @@ class Worker:
         """Bytes that a cell needs for what it makes."""
         key = cell.embedding.key
         if key not in self._widths:
-            values = self.store.load_embedding(key, self.screen.n)
-            if values is None:
+            shape = self.store.embedding_about(key).get("shape")
+            if shape is None:
                 return 0
-            self._widths[key] = int(values.shape[1])
+            self._widths[key] = int(shape[1])
         sizes = Sizes.of(self.screen.samples, self.splits, self.screen.n_genes, self._widths[key])
         return cell_bytes(cell, sizes)
 

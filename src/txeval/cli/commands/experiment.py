@@ -141,10 +141,10 @@ def _conclude(args: argparse.Namespace, outcome: Any) -> None:
     from txeval import report
     from txeval.cli.commands.figures import write_figures
     from txeval.report.experiments import experiment_grids, likelihood_frame, scaling_frame
-    from txeval.run.files import read_json
+    from txeval.run import Store
 
     console = output_console(plain=args.plain)
-    manifest = read_json(outcome.folder / "manifest.json") or {}
+    manifest = Store(outcome.folder).manifest()
     scores = report.mark_untrained(outcome.scores)
     make, axis = (likelihood_frame, "likelihood") if args.kind == "likelihood" else (scaling_frame, "size")
     frame = make(scores, manifest)

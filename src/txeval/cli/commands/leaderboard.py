@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from txeval.cli.base import Command, Parser, at_least, one_of, output_console
+from txeval.cli.options import commands_of, refuse_foreign
 from txeval.errors import InputError
+
+if TYPE_CHECKING:
+    from txeval.run import RunConfig
 
 __all__ = ["COMMAND"]
 
 ACTIONS = ("build", "serve", "check")
 DEFAULT_OUT = "leaderboard"
 DEFAULT_PORT = 8642
+
+_WHOLE = (
+    "It can be submitted: it is whole and consistent. Whether its numbers were honestly made, only computing them anew "
+    "can tell: --recompute N."
+)
 
 
 def _configure(parser: Parser) -> None:
@@ -29,6 +39,14 @@ def _configure(parser: Parser) -> None:
     build.add_argument(
         "--metric", metavar="NAME", nargs="+", action="extend", help="these metrics (default: the summary's)"
     )
+    check = parser.add_argument_group("check")
+    check.add_argument(
+        "--recompute",
+        metavar="N",
+        type=at_least(1),
+        help="also compute N cells anew, drawn at random, where the screen and the embeddings are at hand, and compare",
+    )
+    check.add_argument("--trust", action="store_true", help="with --recompute: run commands that the folder names")
     serve = parser.add_argument_group("serve")
     serve.add_argument(
         "--port", metavar="N", type=at_least(0), help=f"port on this machine (default: {DEFAULT_PORT}; 0: any)"
@@ -36,7 +54,7 @@ def _configure(parser: Parser) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    for name, action in (("out", "build"), ("metric", "build"), ("port", "serve")):
+    for name, action in (("out", "build"), ("metric", "build"), ("port", "serve"), ("recompute", "check")):
         if getattr(args, name) is not None and args.action != action:
             raise InputError(f"--{name} is for txeval leaderboard {action}", remedy="leave it out")
     return {"build": _build, "serve": _serve, "check": _check}[args.action](args)
@@ -89,14 +107,20 @@ def _serve(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> int:
     from rich.text import Text
 
-    from txeval.report.leaderboard import check_submission
+    from txeval.report.leaderboard import check_submission, recompute
     from txeval.text import clean
+
+    def allow(config: RunConfig) -> None:
+        if not args.trust:
+            refuse_foreign([f"the command {what}" for spec in config.chosen_embeddings for what in commands_of(spec)])
 
     console = output_console()
     signs = {"ok": ("ok     ", ""), "remark": ("remark ", "yellow"), "fault": ("FAULT  ", "bold red")}
     faults = 0
     for folder in args.folders:
         found = check_submission(Path(folder))
+        if args.recompute is not None:
+            found += recompute(Path(folder), args.recompute, allow)
         bad = sum(finding.verdict == "fault" for finding in found)
         faults += bad
         console.print(Text(str(folder), style="bold", overflow="fold"))
@@ -105,7 +129,7 @@ def _check(args: argparse.Namespace) -> int:
             console.print(Text(sign, style=style), Text(clean(finding.what)), sep="")
             if finding.remedy and finding.verdict != "ok":
                 console.print(Text(f"       -> {clean(finding.remedy)}", style="dim"))
-        console.print(Text("It cannot be submitted as it is." if bad else "It can be submitted."))
+        console.print(Text("It cannot be submitted as it is." if bad else _WHOLE))
         console.print()
     return 1 if faults else 0
 
@@ -116,7 +140,7 @@ COMMAND = Command(
     description="build: merges results folders into boards, one per screen, split and protocol, with ranks and "
     "their intervals; scores of different versions never share a column, missing cells are shown, and the paper's "
     "values stand in rows of their own. serve: shows a site on this machine. check: whether a results folder is whole, "
-    "unchanged and complete; exit status 1 where it is not.",
+    "consistent and complete; exit status 1 where it is not.",
     epilog="""example:
   txeval leaderboard check results/
   txeval leaderboard build results-a/ results-b/ --out site/

@@ -88,12 +88,10 @@ def _read(folders: list[str]) -> tuple[pd.DataFrame | None, list[dict[str, Any]]
     import pandas as pd
 
     from txeval import report
-    from txeval.run import read_scores
-    from txeval.run.files import read_json
+    from txeval.run import Store, read_scores
 
     frames = [report.mark_untrained(read_scores(Path(folder))) for folder in folders]
-    manifests = [read_json(Path(folder) / "manifest.json") for folder in folders]
-    return pd.concat(frames, ignore_index=True), [found for found in manifests if found]
+    return pd.concat(frames, ignore_index=True), [Store(Path(folder)).manifest() for folder in folders]
 
 
 def _as_frame(grids: list[Any]) -> pd.DataFrame:

@@ -30,8 +30,8 @@ from txeval.report.html.maps import (
 from txeval.report.html.packing import Block, Packer, plain_text
 from txeval.report.html.page import page
 from txeval.report.results import ResultsFolder
-from txeval.run.files import read_json, write_atomically
-from txeval.run.store import read_scores
+from txeval.run.files import write_atomically
+from txeval.run.store import Store, read_scores
 from txeval.run.stored import StoredEmbeddings
 
 __all__ = ["LAYOUTS", "ReportOptions", "write_report"]
@@ -120,7 +120,7 @@ def render_report(folder: Path, options: ReportOptions, progress: Callable[[str]
     results = ResultsFolder.open(folder, scores)
     if scores.empty:
         raise InputError(f"{folder} holds no scores", remedy="run `txeval run` with this folder as --out")
-    manifest = _manifest(folder)
+    manifest = Store(folder).manifest()
     packer, details = Packer(), Details(folder)
     views = make_views(scores, results)
     data = []
@@ -129,14 +129,6 @@ def render_report(folder: Path, options: ReportOptions, progress: Callable[[str]
         data.append(_Part(folder, view, manifest, details, packer, options, progress).data())
     progress("writing the page")
     return page(folder, views, data, manifest, packer, _digest(scores))
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    try:
-        found = read_json(folder / "manifest.json")
-    except ValueError:
-        found = None
-    return found if isinstance(found, dict) else {}
 
 
 def _digest(scores: pd.DataFrame) -> str:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow.parquet as pq
+
+from txeval.run.store import Store
 
 __all__ = ["Cells", "Details"]
 
@@ -20,8 +23,8 @@ Key = tuple[str, ...]
 class Cells:
     """One details table: every cell is in row groups of its own, found through their statistics."""
 
-    def __init__(self, path: Path) -> None:
-        self._file = pq.ParquetFile(path)
+    def __init__(self, file: pq.ParquetFile) -> None:
+        self._file = file
         self.columns = list(self._file.schema_arrow.names)
         self._groups: dict[Key, dict[int | None, list[int]]] = {}
         self._mixed: set[int] = set()
@@ -83,13 +86,16 @@ class Details:
     """All details tables of a folder."""
 
     def __init__(self, folder: Path) -> None:
-        self._folder = folder / "details"
+        self._store = Store(folder)
+        self._files = ExitStack()
         self._open: dict[str, Cells | None] = {}
 
     def get(self, task: str, table: str) -> Cells | None:
         """One table; None where the folder does not have it."""
         name = f"{task}.{table}"
         if name not in self._open:
-            path = self._folder / f"{name}.parquet"
-            self._open[name] = Cells(path) if path.is_file() else None
+            try:
+                self._open[name] = Cells(self._files.enter_context(self._store.open_details(task, table)))
+            except FileNotFoundError:
+                self._open[name] = None
         return self._open[name]

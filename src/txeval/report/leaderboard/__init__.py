@@ -3,6 +3,7 @@
 from txeval.report.leaderboard.check import Finding, check_submission
 from txeval.report.leaderboard.collect import Board, load_sources, make_boards
 from txeval.report.leaderboard.ranks import rank_scores
+from txeval.report.leaderboard.recompute import recompute
 from txeval.report.leaderboard.site import check_site, page, write_site
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "make_boards",
     "page",
     "rank_scores",
+    "recompute",
     "write_site",
 ]

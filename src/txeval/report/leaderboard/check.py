@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from txeval.errors import InputError
 from txeval.protocol import list_protocols, load_protocol
 from txeval.report.tables import mark_untrained, references
 from txeval.run import Store, read_scores
-from txeval.run.files import read_json
 from txeval.tasks.registry import list_tasks
 
 __all__ = ["Finding", "check_submission"]
@@ -25,6 +23,8 @@ Verdict = Literal["ok", "remark", "fault"]
 #: Numbers of a stored cell and of the table may differ by the rounding of their text.
 _SAME = 1e-12
 _LONGEST_LABEL = 80
+_SHOWN = 10
+_AGAIN = "run the same command again"
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,9 @@ class Finding:
 
 
 def check_submission(folder: Path) -> list[Finding]:
-    """Check a results folder: whole, unchanged, complete, with a baseline, on a known protocol, nothing private.
+    """Check a results folder: whole, consistent, complete, with a baseline, on a known protocol, nothing private.
+
+    It cannot tell whether the numbers were honestly made: whoever changes a folder can give it new digests.
 
     Raises
     ------
@@ -53,12 +55,11 @@ def check_submission(folder: Path) -> list[Finding]:
         It is no results folder at all.
     """
     scores = read_scores(folder)
-    manifest = read_json(folder / "manifest.json")
-    if not isinstance(manifest, dict):
-        raise InputError(f"{folder} has no manifest.json", remedy="run the same command again")
+    manifest = Store(folder).manifest()
     checks: tuple[Callable[[Path, pd.DataFrame, Mapping[str, Any]], Iterator[Finding]], ...] = (
         _finished,
-        _unchanged,
+        _whole,
+        _consistent,
         _rows,
         _protocols,
         _versions,
@@ -83,7 +84,23 @@ def _finished(folder: Path, scores: pd.DataFrame, manifest: Mapping[str, Any]) -
         yield Finding("ok", f"the run is finished: {len(scores):,} rows")
 
 
-def _unchanged(folder: Path, scores: pd.DataFrame, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+def _whole(folder: Path, scores: pd.DataFrame, manifest: Mapping[str, Any]) -> Iterator[Finding]:
+    """Every file has the content that its digest says."""
+    n, faults = Store(folder).verified()
+    if faults:
+        for fault in faults[:_SHOWN]:
+            yield Finding("fault", f"not what was stored: {fault}", _AGAIN)
+        if len(faults) > _SHOWN:
+            yield Finding("fault", f"and {len(faults) - _SHOWN} more files", _AGAIN)
+    else:
+        yield Finding("ok", f"all {n:,} files are what was stored")
+    views = ("scores.parquet", "scores.csv", "splits.parquet")
+    missing = [name for name in views if name not in manifest["files"]]
+    if missing:
+        yield Finding("fault", f"the folder lacks {', '.join(missing)}", _AGAIN)
+
+
+def _consistent(folder: Path, scores: pd.DataFrame, manifest: Mapping[str, Any]) -> Iterator[Finding]:
     """Every score of the table is the one that the stored cell has."""
     store = Store(folder)
     cells: dict[str, dict[tuple[str, str], Any] | None] = {}
@@ -236,15 +253,9 @@ def _trained(folder: Path, scores: pd.DataFrame, manifest: Mapping[str, Any]) ->
 
 
 def _splits(folder: Path, scores: pd.DataFrame, manifest: Mapping[str, Any]) -> Iterator[Finding]:
-    try:
-        there = set(pd.read_parquet(folder / "splits.parquet", columns=["split"])["split"])
-    except Exception as why:  # the parquet library has no common error for damaged files
-        said = str(why).splitlines()[0] if str(why) else type(why).__name__
-        yield Finding("fault", f"splits.parquet cannot be read: {said}", "run the same command again")
-        return
-    missing = sorted(set(scores["split"]) - there - {""})
+    missing = sorted(set(scores["split"]) - {split["id"] for split in manifest["splits"]} - {""})
     if missing:
-        yield Finding("fault", f"splits.parquet lacks {', '.join(missing)}", "run the same command again")
+        yield Finding("fault", f"the folder lacks {', '.join(missing)}", "run the same command again")
     else:
         yield Finding("ok", "the split of every sample is there")
 

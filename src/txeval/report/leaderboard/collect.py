@@ -23,8 +23,7 @@ from txeval.report.results import ResultsFolder
 from txeval.report.spread import with_intervals
 from txeval.report.summary import questions, tabulate
 from txeval.report.tables import catalogue, mark_untrained, references
-from txeval.run import read_scores
-from txeval.run.files import read_json
+from txeval.run import Store, read_scores
 
 __all__ = ["Board", "BoardCell", "BoardColumn", "BoardRow", "Source", "load_sources", "make_boards"]
 
@@ -170,7 +169,7 @@ def load_sources(folders: Iterable[Path]) -> list[Source]:
         if scores.empty:
             raise InputError(f"{path} holds no scores", remedy="run `txeval run` with this folder as --out")
         title = name if names.count(name) == 1 else f"{own.parent.name}/{name}"
-        manifest = read_json(path / "manifest.json") or {}
+        manifest = Store(path).manifest()
         made.append(Source(path, title, scores, manifest, ResultsFolder.open(path, rows)))
     return made
 
