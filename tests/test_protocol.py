@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from txeval.errors import InputError
 from txeval.protocol import list_protocols, load_protocol
+from txeval.run.cluster import read_cluster
+from txeval.run.config import load_config
 from txeval.tasks import list_tasks, task_params
 
 
@@ -98,3 +101,25 @@ def test_what_is_wrong_with_what_is_shown_is_named(tmp_path: Path, text: str, fr
     path.write_text(text)
     with pytest.raises(InputError, match=fragment):
         load_protocol(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"name: caf\xe9\n", "not YAML"),
+        (b"tasks: &a {knn: *a}\n", "nested too deep"),
+        (b"tasks: " + b"[" * 3000 + b"]" * 3000, "nested too deep"),
+        (b"tasks: {1: {k: 5}}\n", "the key 1 is a int"),
+        (b"seeds: " + b"9" * 5000 + b"\n", "not YAML"),
+        (b"name: x\n" + b"#" * 2**20, "1,048,584 bytes"),
+    ],
+)
+@pytest.mark.parametrize("read", [lambda path: load_protocol(str(path)), load_config, read_cluster])
+def test_files_that_are_no_settings_are_refused(
+    tmp_path: Path, content: bytes, said: str, read: Callable[[Path], object]
+) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(content)
+    with pytest.raises(InputError) as why:
+        read(path)
+    assert said in why.value.problem and str(path) in why.value.problem

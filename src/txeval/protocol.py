@@ -15,7 +15,7 @@ import yaml
 
 from txeval.errors import InputError, unknown
 
-__all__ = ["ABOUT", "CHOICES", "Protocol", "list_protocols", "load_protocol", "parse_yaml"]
+__all__ = ["ABOUT", "CHOICES", "Protocol", "list_protocols", "load_protocol", "parse_yaml", "read_yaml"]
 
 
 class _Loader(yaml.SafeLoader):
@@ -29,9 +29,54 @@ _Loader.add_implicit_resolver(
 )
 
 
+#: A settings file is no data: more than this is a mistake, or meant to take all memory.
+_MOST_BYTES = 2**20
+
+
 def parse_yaml(text: str) -> Any:
     """Read one YAML document as plain data; raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
+
+
+def read_yaml(path: Path, what: str) -> Any:
+    """Read a YAML file that a user wrote, as plain data whose keys are names.
+
+    Parameters
+    ----------
+    what
+        What to call it in messages, with the blank behind it: "protocol file ".
+
+    Raises
+    ------
+    InputError
+        It cannot be read: no UTF-8 text, no YAML, larger than 1 MiB, nested too deep, a number too long, or a key that
+        is no name.
+    """
+    try:
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it has {path.stat().st_size:,} bytes; no settings take more than {_MOST_BYTES:,}")
+        content = parse_yaml(path.read_text(encoding="utf-8"))
+        _check_keys(content)
+    # Deep nesting and cycles through aliases are a RecursionError, and a number of too many digits a ValueError.
+    except RecursionError:
+        raise InputError(f"{what}{path} is not YAML that can be used: it is nested too deep") from None
+    except (yaml.YAMLError, ValueError) as why:
+        raise InputError(f"{what}{path} is not YAML: {why}", remedy="write lines of the form name: value") from None
+    except OSError as why:
+        raise InputError(f"{what}{path} cannot be read: {why.strerror}", remedy="check the file") from None
+    return content
+
+
+def _check_keys(content: Any) -> None:
+    if isinstance(content, dict):
+        for key, value in content.items():
+            # YAML reads the names null and true as what they mean.
+            if not isinstance(key, (str, bool, type(None))):
+                raise ValueError(f"the key {str(key)[:40]} is a {type(key).__name__}, no name")
+            _check_keys(value)
+    elif isinstance(content, list):
+        for value in content:
+            _check_keys(value)
 
 
 _SECTIONS = {
@@ -156,15 +201,12 @@ def _read(source: str) -> tuple[dict[str, Any], str]:
     if path.suffix in {".yaml", ".yml"}:
         if not path.is_file():
             raise InputError(f"protocol file {source} does not exist", remedy="give a YAML file or a protocol's name")
-        text, where = path.read_text(encoding="utf-8"), str(path)
+        content, where = read_yaml(path, "protocol file "), str(path)
     else:
         if source not in list_protocols():
             raise unknown("protocol", source, list_protocols())
         text, where = (resources.files("txeval") / "protocols" / f"{source}.yaml").read_text("utf-8"), source
-    try:
         content = parse_yaml(text)
-    except yaml.YAMLError as why:
-        raise InputError(f"protocol file {where} is not YAML: {why}") from None
     content = _null_as_text(content)
     if not isinstance(content, dict):
         raise InputError(f"protocol file {where} holds no sections", remedy=f"use sections {', '.join(_SECTIONS)}")

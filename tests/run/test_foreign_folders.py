@@ -238,7 +238,7 @@ def test_scores_of_another_form(place: Path) -> None:
 #: What opens or parses a file.
 OPENING = {
     *("open", "read_text", "read_bytes", "read_parquet", "read_table", "read_schema", "read_csv", "ParquetFile"),
-    *("load", "loads", "memmap", "safe_load", "parse_yaml", "NpyRows", "copyfile", "copy2"),
+    *("load", "loads", "memmap", "safe_load", "parse_yaml", "read_yaml", "NpyRows", "copyfile", "copy2"),
 }
 #: What is called alike and goes through the door, or reads a cell of a table.
 ELSEWHERE = {"ResultsFolder.open", "folders.ResultsFolder.open", "self.stored.open", "Truth.load", "json.loads"}

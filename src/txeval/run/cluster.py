@@ -29,11 +29,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-import yaml
-
 from txeval._version import __version__
 from txeval.errors import InputError, TxevalError, unknown
-from txeval.protocol import parse_yaml
+from txeval.protocol import read_yaml
 from txeval.run.files import write_atomically
 from txeval.run.plan import CellGroup
 from txeval.run.pool import LOST_TRIES, Hooks, Job, Needs
@@ -233,10 +231,7 @@ def read_cluster(path: Path) -> ClusterFile:
     """
     if not path.is_file():
         raise InputError(f"cluster: there is no file {path}", remedy="give a YAML file; docs/cluster.md has examples")
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as why:
-        raise InputError(f"{path} is not YAML: {why}", remedy="write lines of the form name: value") from None
+    content = read_yaml(path, "")
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no settings", remedy="write type:, workers: and options:")
     for name in content:

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
-import yaml
-
 from txeval.compute.machine import parse_size
 from txeval.data import Roles
 from txeval.data.scale import SCALES
@@ -21,7 +19,7 @@ from txeval.embed.base import EmbeddingSpec
 from txeval.embed.spec import is_precomputed
 from txeval.errors import InputError, unknown
 from txeval.postprocess import POST_PROCESSINGS
-from txeval.protocol import Protocol, list_protocols, load_protocol, parse_yaml
+from txeval.protocol import Protocol, list_protocols, load_protocol, read_yaml
 from txeval.tasks.base import Params, Task
 from txeval.tasks.registry import get_task, list_tasks, task_params
 
@@ -477,12 +475,7 @@ def _embeddings(values: Any, place: str) -> tuple[EmbeddingSpec, ...]:
 def _read_yaml(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise InputError(f"there is no file {path}", remedy="give a YAML file that describes the run")
-    try:
-        content = parse_yaml(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as why:
-        raise InputError(f"{path} is not YAML: {why}", remedy="write lines of the form name: value") from None
-    except OSError as why:
-        raise InputError(f"{path} cannot be read: {why.strerror}") from None
+    content = read_yaml(path, "")
     if not isinstance(content, dict):
         raise InputError(f"{path} holds no settings", remedy=f"use the names {', '.join(_KINDS)}")
     return content

@@ -10,7 +10,7 @@ import h5py
 import pandas as pd
 
 from txeval.compute.arrays import Strings
-from txeval.data.matrix import Store
+from txeval.data.matrix import Store, reading
 from txeval.data.readers import gct, loom, mtx, tenx
 from txeval.data.text_table import names_column, open_table
 from txeval.errors import InputError
@@ -102,7 +102,8 @@ def _open_hdf5(path: Path) -> Store | None:
     except OSError:
         return None
     try:
-        present = set(file)
+        with reading(path, "its contents"):
+            present = set(file)
         if {"obs", "var"} <= present:
             found = None
         elif {"matrix", "row_attrs"} <= present or {"matrix", "col_attrs"} <= present:
