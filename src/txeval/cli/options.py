@@ -314,9 +314,10 @@ def _show_commands(args: argparse.Namespace, config: RunConfig, *, for_run: bool
     from txeval.embed.spec import parse_spec
     from txeval.text import clean
 
-    asked = {
-        what for text in [*(args.embedding or ()), *(args.baselines or ())] for what in commands_of(parse_spec(text))
-    }
+    # `experiment` gives specs, of models that the arguments name too.
+    given = [*(args.embedding or ()), *(args.baselines or ())]
+    specs = [parse_spec(item) if isinstance(item, str) else item for item in given]
+    asked = {what for spec in specs for what in commands_of(spec)}
     found = [f"the command {what}" for spec in config.chosen_embeddings for what in commands_of(spec)]
     foreign = [what for what in found if what.removeprefix("the command ") not in asked]
     places = [name for name in ("cluster", "scheduler") if getattr(args, name) is None]
