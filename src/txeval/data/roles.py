@@ -213,8 +213,10 @@ def assign(store: Store, roles: Roles) -> Assignment:
 
     def read(column: pd.Series[Any], name: str, role: str) -> Labelled:
         found = read_labels(column, name, path, role=role, never_missing=named.__contains__)
-        if found.missing_texts:
-            texts = ", ".join(f"{text!r} ({count:,})" for text, count in found.missing_texts.items())
+        # An empty text is missing without saying otherwise.
+        said = {text: count for text, count in found.missing_texts.items() if text.strip()}
+        if said:
+            texts = ", ".join(f"{text!r} ({count:,})" for text, count in said.items())
             warnings.append(f"texts in obs column {name!r} that stand for a missing {role}: {texts}")
         return found
 
