@@ -233,10 +233,12 @@ def names_column(head: pd.DataFrame, fields: Sequence[str], known: pd.Index[Any]
     InputError
         Several columns hold names of samples.
     """
+    # A set, since a screen may have millions of names and a table a thousand columns.
+    names = set(known)
     matches = []
     for number in range(len(fields)):
-        texts = pd.Index([identifier_text(value) for value in head.iloc[:, number]])
-        matches.append(int(texts.isin(known).sum()) if texts.is_unique else 0)
+        texts = {identifier_text(value) for value in head.iloc[:, number]}
+        matches.append(len(texts & names) if len(texts) == len(head) else 0)
     most = max(matches, default=0)
     if most > 0.5 * min(len(head), len(known)):
         best = [fields[number] for number, count in enumerate(matches) if count == most]
