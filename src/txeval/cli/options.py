@@ -318,8 +318,9 @@ def _show_commands(args: argparse.Namespace, config: RunConfig, *, for_run: bool
     given = [*(args.embedding or ()), *(args.baselines or ())]
     specs = [parse_spec(item) if isinstance(item, str) else item for item in given]
     asked = {what for spec in specs for what in commands_of(spec)}
-    found = [f"the command {what}" for spec in config.chosen_embeddings for what in commands_of(spec)]
-    foreign = [what for what in found if what.removeprefix("the command ") not in asked]
+    commands = [what for spec in config.chosen_embeddings for what in commands_of(spec)]
+    found = [f"the command {what}" for what in commands]
+    foreign = [f"the command {what}" for what in commands if what not in asked]
     places = [name for name in ("cluster", "scheduler") if getattr(args, name) is None]
     foreign += [f"{name} {value}" for name in places if (value := getattr(config, name)) is not None]
     console = output_console(stderr=True)

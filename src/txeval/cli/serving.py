@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -29,14 +30,12 @@ class _Quiet(SimpleHTTPRequestHandler):
         if self.headers.get("Host") not in {f"{name}:{port}" for name in (HOST, "localhost")}:
             self.send_error(421)
             return None
-        try:
+        file = None
+        # A ValueError: a name with a null character.
+        with suppress(OSError, ValueError):
             path = Path(self.translate_path(self.path))
             file = (path / "index.html" if path.is_dir() else path).resolve(strict=True)
-        # A ValueError: a name with a null character.
-        except (OSError, ValueError):
-            self.send_error(404)
-            return None
-        if not file.is_file() or not file.is_relative_to(Path(self.directory).resolve()):
+        if file is None or not file.is_file() or not file.is_relative_to(Path(self.directory).resolve()):
             self.send_error(404)
             return None
         return super().send_head()

@@ -31,7 +31,7 @@ from txeval.data.harmonise import (
 from txeval.data.matrix import Matrix, Store, open_store, var_of
 from txeval.data.roles import read_labels
 from txeval.data.scale import determine
-from txeval.data.screen import look_at
+from txeval.data.screen import holds_counts, look_at
 from txeval.data.split import split
 from txeval.errors import InputError
 
@@ -245,8 +245,7 @@ class _Look:
 
     def __init__(self, store: Store, labels: Path | None) -> None:
         self.store = store
-        self.findings: list[Finding] = [Finding(note) for note in store.notes]
-        self.n_notes = len(store.notes)
+        self.findings: list[Finding] = []
         self.proposals: dict[str, Proposal] = {}
         self.separator = ""
         self.names = store.names("obs")
@@ -303,7 +302,6 @@ class _Look:
             )
         columns = [_column(self.store, name, len(self.names)) for name in self.store.columns("obs")]
         about.columns = [column for column in columns if column is not None]
-        self.findings += [Finding(note) for note in self.store.notes[self.n_notes :]]
         self._scale()
         self._genes()
         self._landmarks()
@@ -316,7 +314,8 @@ class _Look:
         self._embeddings()
         self._levels()
         about.proposals = {role: self.proposals[role] for role in ORDER if role in self.proposals}
-        about.findings = self.findings
+        # What the reader says comes first, and is complete only now.
+        about.findings = [*map(Finding, self.store.notes), *self.findings]
         return about
 
     # Genes
@@ -416,7 +415,7 @@ class _Look:
         counts = [
             layer
             for layer in about.layers
-            if self.store.place(layer) != about.where and about.scale != "counts" and self._holds_counts(layer)
+            if self.store.place(layer) != about.where and about.scale != "counts" and holds_counts(self.store, layer)
         ]
         if counts:
             layer = counts[0]
@@ -438,13 +437,6 @@ class _Look:
         totals = np.array(evidence.totals)
         if about.scale == "counts" and len(totals):
             self._min_counts(totals)
-
-    def _holds_counts(self, layer: str) -> bool:
-        try:
-            evidence, _ = look_at(self.store.matrix(self.store.place(layer)))
-        except InputError:
-            return False
-        return evidence.nonfinite is None and evidence.n_nonzero > 0 and determine(evidence)[0] == "counts"
 
     def _min_counts(self, totals: Any) -> None:
         g = self.about.shape[1]

@@ -95,8 +95,7 @@ def _cause(why: Exception) -> tuple[str, str]:
         if isinstance(link, UnicodeDecodeError):
             shown = link.object[max(0, link.start - 20) : link.end + 20]
             return f"text that is not {link.encoding.upper()}: {shown!r}", "write its text as UTF-8"
-        found = re.search(r"filter '?([^')]+)'? is not registered|can't open directory|filter.* plugin", text)
-        if found:
+        if re.search(r"filter.* is not registered|can't open directory|filter.* plugin", text):
             return (
                 f"it is compressed with a filter of HDF5 that is not installed here: {text}",
                 "pip install hdf5plugin, which brings the common ones, or write the file again with gzip",

@@ -185,11 +185,8 @@ def lognormal_fault(scale: str, totals: Sequence[float] | F64, *, declared: bool
     if scale == "continuous":
         return f"they are {scale}: {SCALES[scale]}"
     if not _same_total(totals):
-        return (
-            ""
-            if declared
-            else "exp(x) - 1 has no common total for each sample; declare the scale if it is of part of the genes"
-        )
+        said = "exp(x) - 1 has no common total for each sample; declare the scale if it is of part of the genes"
+        return "" if declared else said
     total = float(np.median(totals))
     if abs(total - TARGET_TOTAL) <= TOTAL_TOLERANCE * TARGET_TOTAL:
         return ""

@@ -26,7 +26,7 @@ from txeval.data.samples import Samples
 from txeval.data.scale import SCALES, Evidence, check_declared, determine, first_fault
 from txeval.errors import InputError, unknown
 
-__all__ = ["Screen", "look_at", "open_screen"]
+__all__ = ["Screen", "holds_counts", "look_at", "open_screen"]
 
 #: Stretches of rows, spread over the file, that the scale is determined from, and rows in each.
 SCALE_WINDOWS = 32
@@ -316,7 +316,7 @@ class Screen:
     def layers_of_counts(self) -> list[str]:
         """Layers whose values, as far as a sample shows, are counts."""
         store = self._open()
-        return [name for name in store.layers() if _looks_like_counts(store, name)]
+        return [name for name in store.layers() if holds_counts(store, name, need_rows=False, windows=4)]
 
     @property
     def fingerprint(self) -> str:
@@ -572,7 +572,11 @@ def _scale(
         raise _bad_value(store, where, genes, p.row, p.column, p.value, "is not a finite number", remedy)
     found, why = determine(evidence)
     counts = (
-        [name for name in store.layers() if store.place(name) != where and _looks_like_counts(store, name)]
+        [
+            name
+            for name in store.layers()
+            if store.place(name) != where and holds_counts(store, name, need_rows=False, windows=4)
+        ]
         if found != "counts"
         else []
     )
@@ -629,10 +633,10 @@ def look_at(
     return evidence, f"{evidence.n_rows:,} of {n:,} samples"
 
 
-def _looks_like_counts(store: Store, layer: str) -> bool:
-    """Whether a few rows of a layer hold counts. Serves hints only, so an unreadable layer is just not hinted at."""
+def holds_counts(store: Store, layer: str, *, need_rows: bool = True, windows: int = SCALE_WINDOWS) -> bool:
+    """Whether what `look_at` sees of a layer is counts. Serves hints only: one that cannot be read is not hinted at."""
     try:
-        evidence, _ = look_at(store.matrix(store.place(layer)), need_rows=False, windows=4)
+        evidence, _ = look_at(store.matrix(store.place(layer)), need_rows=need_rows, windows=windows)
     except InputError:
         return False
     return evidence.nonfinite is None and evidence.n_nonzero > 0 and determine(evidence)[0] == "counts"

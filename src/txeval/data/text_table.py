@@ -1,7 +1,7 @@
 """Tables as text: CSV, TSV and their kin, as spreadsheets, R and pandas write them.
 
-One reader for embeddings, labels and relationships. It finds separator, decimal sign and a header without a heading for
-the row names, and refuses a file whose lines disagree with its header. What a column means is for others.
+One reader for embeddings and labels (relationships only find their separator here). It finds separator, decimal sign and
+a header without a heading for the row names, and refuses a file whose lines disagree with its header.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import gzip
 import itertools
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ import pandas as pd
 from txeval.compute.arrays import Strings
 from txeval.errors import InputError
 
-__all__ = ["TextTable", "find_separator", "identifier_text", "names_column", "open_table"]
+__all__ = ["TextTable", "check_headings", "find_separator", "identifier_text", "names_column", "open_table"]
 
 #: Lines that separator and decimal sign are found from.
 _LOOKED_AT = 50
@@ -198,14 +199,19 @@ def open_table(path: Path) -> TextTable:
             f"{path}: its first line holds numbers ({', '.join(header[:3])}), no headings",
             remedy="put a header line on top",
         )
-    twice = [name for name in dict.fromkeys(header) if header.count(name) > 1]
-    if twice:
-        raise InputError(f"{path}: {header.count(twice[0])} columns are called {twice[0]!r}", remedy="rename them")
+    check_headings(header, path)
     cells = [field.strip() for _, fields in rows for field in fields]
     decimal = "."
     if separator != "," and any(map(_COMMA_NUMBER.fullmatch, cells)) and not any(map(_POINT_NUMBER.fullmatch, cells)):
         decimal = ","
     return TextTable(path, separator, decimal, tuple(header), n)
+
+
+def check_headings(fields: Sequence[str], path: Path) -> None:
+    """Raise InputError where two columns have the same heading."""
+    name, count = Counter(fields).most_common(1)[0] if fields else ("", 0)
+    if count > 1:
+        raise InputError(f"{path}: {count} columns are called {name!r}", remedy="rename them")
 
 
 def identifier_text(value: Any) -> str:

@@ -19,7 +19,7 @@ from scipy import sparse
 
 from txeval.compute.arrays import F32, Bools, Ints, Strings, row_blocks
 from txeval.data.matrix import open_store
-from txeval.data.text_table import identifier_text, names_column, open_table
+from txeval.data.text_table import check_headings, identifier_text, names_column, open_table
 from txeval.embed.base import EmbedderInfo, Embedding, EmbeddingContext
 from txeval.embed.rows import NpyRows, write_npy
 from txeval.embed.spec import SUFFIXES
@@ -511,9 +511,7 @@ def _open_parquet(path: Path, options: Mapping[str, Any], known: pd.Index[Any]) 
     except (pa.ArrowException, OSError) as why:
         raise InputError(f"{path}: cannot be read as Parquet ({why})", remedy=_DAMAGED) from None
     fields = list(schema.names)
-    twice = [name for name in fields if fields.count(name) > 1]
-    if twice:
-        raise InputError(f"{path}: {fields.count(twice[0])} columns are called {twice[0]!r}", remedy="rename them")
+    check_headings(fields, path)
     try:
         described: Mapping[str, Any] = schema.pandas_metadata or {}
     except ValueError:

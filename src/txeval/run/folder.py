@@ -24,6 +24,7 @@ from txeval.run.schemas import IDENTIFIER, Seal
 
 __all__ = [
     "Damaged",
+    "fault_of",
     "hashing",
     "inside",
     "open_regular",
@@ -62,6 +63,11 @@ _verified: set[tuple[Any, ...]] = set()
 
 class Damaged(ValueError):
     """A file of a results folder is not what was stored."""
+
+
+def fault_of(why: FileNotFoundError | Damaged) -> str:
+    """What to say of such a file behind its name."""
+    return "is missing" if isinstance(why, FileNotFoundError) else f"is damaged: {why}"
 
 
 def inside(folder: Path, *parts: str) -> Path:

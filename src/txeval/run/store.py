@@ -38,6 +38,7 @@ from txeval.run.files import (
 )
 from txeval.run.folder import (
     Damaged,
+    fault_of,
     inside,
     is_whole,
     open_regular,
@@ -587,8 +588,7 @@ class Store:
         try:
             verify(path, seal)
         except (FileNotFoundError, Damaged) as why:
-            what = "is missing" if isinstance(why, FileNotFoundError) else f"is damaged: {why}"
-            raise InputError(f"{path} {what}", remedy=_AGAIN) from None
+            raise InputError(f"{path} {fault_of(why)}", remedy=_AGAIN) from None
         return path, seal
 
     def details(self) -> list[tuple[str, str]]:
@@ -662,8 +662,7 @@ def _naming(path: Path) -> Iterator[None]:
     try:
         yield
     except (FileNotFoundError, Damaged) as why:
-        what = "is missing" if isinstance(why, FileNotFoundError) else f"is damaged: {why}"
-        raise Damaged(f"its table {path.name} {what}") from None
+        raise Damaged(f"its table {path.name} {fault_of(why)}") from None
 
 
 def _copy(source: Path, target: Path) -> None:
