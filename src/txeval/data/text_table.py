@@ -1,7 +1,7 @@
 """Tables as text: CSV, TSV and their kin, as spreadsheets, R and pandas write them.
 
-One reader for embeddings and labels (relationships only find their separator here). It finds separator, decimal sign and
-a header without a heading for the row names, and refuses a file whose lines disagree with its header.
+One reader for embeddings and labels (relationships only find their separator here). It finds separator, decimal sign
+and a header without a heading for the row names, and refuses a file whose lines disagree with its header.
 """
 
 from __future__ import annotations
